@@ -1,0 +1,390 @@
+"""Notes: read and check.
+
+First stage of the pipeline; knows no model. A corpus is a table with a text column and a label column, from a CSV,
+TSV, JSONL or Parquet file, a folder of split files (`train.csv`, `validation.csv`, `test.csv`), a Hub data set, or
+the built-in `synthetic` corpus. Local files are read straight into memory: nothing is copied into a cache.
+
+Note text never leaves this file except as token ids: messages carry row numbers (counted from 1, header excluded), ids
+and counts.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from datasets import ClassLabel, load_dataset
+from datasets.features import List
+from sklearn.preprocessing import MultiLabelBinarizer
+
+import synthetic
+
+logger = logging.getLogger(__name__)
+
+READERS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+SPLIT_ALIASES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation"}
+SPLIT_ALIASES |= {"val": "validation", "dev": "validation", "test": "test"}
+# Pairs of labels whose second member is the positive class.
+POSITIVE_PAIRS = [("0", "1"), ("false", "true"), ("no", "yes"), ("non", "oui"), ("negative", "positive")]
+POSITIVE_PAIRS += [("neg", "pos"), ("négatif", "positif"), ("absent", "present"), ("absent", "présent")]
+ROWS_NAMED = 5  # how many rows an error message names before it only counts
+
+
+class DataError(ValueError):
+    """The notes cannot be used as asked; the message is one line for the user and carries no note text."""
+
+
+@dataclass
+class DataArguments:
+    """Which notes, and how they are split."""
+
+    dataset: str = field(
+        default="synthetic",
+        metadata={
+            "help": "Notes to train on: a CSV, TSV, JSONL or Parquet file, a folder of split files, a Hub data set "
+            "id, or 'synthetic' (built in; 'synthetic:1200' for fewer notes, 'synthetic:1200:7' for another seed)."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Commit or tag of a Hub data set."})
+    text_column: str = field(default="text", metadata={"help": "Column with the note."})
+    label_column: str = field(default="label", metadata={"help": "Column with the label, or a list of labels."})
+    label_separator: str | None = field(
+        default=None, metadata={"help": "Multi-label notes written as one string: what separates the labels."}
+    )
+    positive_label: str | None = field(
+        default=None,
+        metadata={"help": "Binary task: the positive class. Default: 1, yes, oui, ... else the rarer label."},
+    )
+    id_column: str | None = field(
+        default=None, metadata={"help": "Column with a unique note id. Default: 'id' or 'note_id', else row numbers."}
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "Column with the patient or document: never on both sides of a split."}
+    )
+    split_column: str = field(
+        default="split",
+        metadata={"help": "Column with train, validation, test, used if there is one; 'none' draws splits anyway."},
+    )
+    folds: int = field(
+        default=5,
+        metadata={"help": "Cross-validation folds, 1 for a single split; splits given by the data go first."},
+    )
+    validation_fraction: float = field(
+        default=0.15, metadata={"help": "Fraction of the notes outside the test part that is kept for validation."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the splits, apart from the seed of training."})
+    allow_leaks: bool = field(
+        default=False, metadata={"help": "Accept given splits whose test part repeats texts of the training part."}
+    )
+    max_length: int = field(default=256, metadata={"help": "Longest input in tokens (the paper's limit: 256)."})
+    long_notes: str = field(
+        default="truncate",
+        metadata={
+            "help": "Notes over max_length: 'truncate' them, or cut them into 'windows' whose logits are averaged.",
+            "choices": ["truncate", "windows"],
+        },
+    )
+    window_stride: int = field(default=64, metadata={"help": "Tokens that neighbouring windows share (ours)."})
+
+    def __post_init__(self):
+        if self.folds < 1:
+            raise DataError(f"--folds {self.folds}: give 1 for a single split, or 2 and more for cross-validation.")
+        if not 0 < self.validation_fraction < 0.5:
+            raise DataError(f"--validation_fraction {self.validation_fraction}: give a fraction between 0 and 0.5.")
+        if self.max_length < 8:
+            raise DataError(f"--max_length {self.max_length}: give at least 8 tokens.")
+        if not 0 <= self.window_stride < self.max_length // 2:
+            raise DataError(f"--window_stride {self.window_stride}: give less than half of --max_length.")
+
+
+@dataclass
+class Notes:
+    """A checked corpus. `labels` is (notes,) with class indices, or (notes, classes) with 0 and 1 if multi-label."""
+
+    name: str
+    task: str  # "binary", "multi-class" or "multi-label"
+    class_names: list[str]  # binary: negative, positive
+    ids: np.ndarray
+    texts: list[str]
+    labels: np.ndarray
+    groups: np.ndarray | None
+    given_splits: np.ndarray | None  # "train", "validation" or "test" for each note
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that a result can depend on: ids, texts, labels, groups, given splits."""
+        digest = hashlib.sha256(json.dumps([self.task, self.class_names]).encode())
+        for column in (self.ids, self.texts, self.labels.tolist(), self.groups, self.given_splits):
+            digest.update(json.dumps([] if column is None else list(map(str, column))).encode())
+        return digest.hexdigest()[:16]
+
+    def count_labels(self, indices: np.ndarray) -> dict[str, int]:
+        """Notes per class among `indices`; a multi-label note counts once for each of its labels."""
+        if self.task == "multi-label":
+            counts = self.labels[indices].sum(axis=0)
+        else:
+            counts = np.bincount(self.labels[indices], minlength=len(self.class_names))
+        return {name: int(count) for name, count in zip(self.class_names, counts, strict=True)}
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def name_rows(rows: np.ndarray) -> str:
+    """Rows as a user counts them, from 1: '3 rows (4, 8, 15)'."""
+    named = ", ".join(str(int(row) + 1) for row in rows[:ROWS_NAMED])
+    return f"{len(rows)} row{'s' if len(rows) > 1 else ''} ({named}{', ...' if len(rows) > ROWS_NAMED else ''})"
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    """One table as it is; strings stay strings in CSV and TSV, so that a label 'NA' or '01' survives."""
+    kind = READERS.get(path.suffix.lower())
+    if kind is None:
+        raise DataError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; give {', '.join(READERS)}.")
+    try:
+        if kind == "parquet":
+            return pd.read_parquet(path)
+        if kind == "jsonl":
+            return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        separator = "\t"
+        if kind == "csv":
+            with open(path, encoding="utf-8-sig") as file:
+                header = file.readline()
+            # Spreadsheets in French and German locales write ';' where others write ','.
+            separator = ";" if header.count(";") > header.count(",") else ","
+        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
+    except OSError as error:
+        problem = f"cannot be opened ({error.strerror or type(error).__name__})"
+    except ValueError as error:
+        # A parser's message may quote the line it failed on: keep its numbers, not its words.
+        line = re.search(r"line (\d+)|Row #(\d+)", str(error))
+        problem = f"is not a readable {kind} file" + (f" (line {line[1] or line[2]})" if line else "")
+    raise DataError(f"{path} {problem}.")
+
+
+def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """Every row of the corpus in one frame, and class names by column where the source declares them.
+
+    Splits that come as separate files or Hub splits are put into a column named `arguments.split_column`.
+    """
+    source = arguments.dataset
+    path = Path(source).expanduser()
+    if source.split(":")[0] == "synthetic":
+        try:
+            sizes = [int(number) for number in source.split(":")[1:]]
+            return synthetic.generate_notes(*sizes), {}
+        except (ValueError, TypeError) as error:
+            raise DataError(
+                f"--dataset {source}: write synthetic, synthetic:NOTES or synthetic:NOTES:SEED."
+            ) from error
+    if path.is_file():
+        return _read_file(path), {}
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in READERS)
+        splits = {file: SPLIT_ALIASES.get(file.stem.lower()) for file in files}
+        if len(files) == 1:
+            return _read_file(files[0]), {}
+        if not files or not all(splits.values()) or len(set(splits.values())) < len(files):
+            found = ", ".join(file.name for file in files) or "none"
+            raise DataError(
+                f"{path}: expected one data file, or one file a split named train, validation, test "
+                f"({', '.join(READERS)}); found: {found}."
+            )
+        frames = {split: _read_file(file) for file, split in splits.items()}
+    else:
+        if path.suffix.lower() in READERS or source.startswith((".", "/", "~")):
+            raise DataError(f"--dataset {source}: no such file or folder.")
+        try:
+            loaded = load_dataset(source, arguments.dataset_config, revision=arguments.dataset_revision)
+        except Exception as error:  # every way in which a remote data set can fail: offline, unknown, gated, a script
+            raise DataError(
+                f"--dataset {source}: neither a file or folder here nor a data set that the Hub gave "
+                f"({type(error).__name__}). Give a path, check the id and the network, or use 'synthetic'."
+            ) from None
+        frames = {}
+        for split, part in loaded.items():
+            if split not in SPLIT_ALIASES:
+                raise DataError(f"--dataset {source}: split {split!r} is none of {', '.join(SPLIT_ALIASES)}.")
+            frames[SPLIT_ALIASES[split]] = part.to_pandas()
+        features = next(iter(loaded.values())).features
+        names = {}
+        for column, feature in features.items():
+            feature = feature.feature if isinstance(feature, List) else feature
+            if isinstance(feature, ClassLabel):
+                names[column] = feature.names
+        if set(frames) == {"train"}:  # the Hub's way of saying: no splits
+            return frames["train"], names
+        return _join_splits(frames, arguments.split_column), names
+    return _join_splits(frames, arguments.split_column), {}
+
+
+def _join_splits(frames: dict[str, pd.DataFrame], split_column: str) -> pd.DataFrame:
+    return pd.concat([frame.assign(**{split_column: split}) for split, frame in frames.items()], ignore_index=True)
+
+
+def _require_column(frame: pd.DataFrame, column: str, flag: str):
+    if column not in frame.columns:
+        raise DataError(f"--{flag} {column}: no such column; found: {', '.join(map(str, frame.columns))}.")
+
+
+def _is_missing(value) -> bool:
+    """None, NaN or an empty string; an empty list is a multi-label note without labels, which is an answer."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return False
+    return pd.isna(value) or str(value).strip() == ""
+
+
+def _check_texts(column: pd.Series) -> list[str]:
+    bad = np.flatnonzero([not isinstance(text, str) or not text.strip() for text in column])
+    if len(bad):
+        raise DataError(f"Empty or non-text notes in {name_rows(bad)}: complete or remove them.")
+    return column.tolist()
+
+
+def _name_label(value, names: list[str] | None) -> str:
+    """The label as text: 1, 1.0 and '1' are the same class; a class index becomes the name its source declares."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        value = int(value)
+    return names[int(value)] if names else str(value).strip()
+
+
+def _encode_labels(
+    column: pd.Series, arguments: DataArguments, names: list[str] | None
+) -> tuple[str, list[str], np.ndarray]:
+    """Task, class names in order, and labels as indices or as 0/1 rows."""
+    multi_label = arguments.label_separator is not None or any(
+        isinstance(value, list | tuple | np.ndarray) for value in column
+    )
+    if arguments.label_separator is None:
+        unlabeled = np.flatnonzero([_is_missing(value) for value in column])
+        if len(unlabeled):
+            raise DataError(f"Unlabeled notes in {name_rows(unlabeled)}: label or remove them.")
+    if multi_label:
+        if arguments.label_separator is not None:
+            column = [
+                str(value).split(arguments.label_separator) if not _is_missing(value) else [] for value in column
+            ]
+        rows = [[_name_label(label, names) for label in labels if not _is_missing(label)] for labels in column]
+        encoder = MultiLabelBinarizer(classes=names or _sort_labels({label for row in rows for label in row}))
+        labels = encoder.fit_transform(rows).astype(np.int64)
+        class_names = list(encoder.classes_)
+        if len(class_names) < 2:
+            raise DataError(f"Multi-label notes with {len(class_names)} distinct label: at least 2 are needed.")
+        return "multi-label", class_names, labels
+
+    values = [_name_label(value, names) for value in column]
+    if any(value.startswith("[") and value.endswith("]") for value in values):
+        raise DataError(
+            f"Column {arguments.label_column} holds lists written as text: use JSONL or Parquet for lists, or one "
+            "string a note with --label_separator."
+        )
+    class_names = names or _sort_labels(set(values))
+    if len(set(values)) < 2:
+        raise DataError(f"All {len(values)} notes carry the same label: a classifier needs at least 2 classes.")
+    if len(class_names) == 2:
+        class_names = _order_binary(class_names, values, arguments.positive_label)
+    elif arguments.positive_label is not None:
+        raise DataError(
+            f"--positive_label {arguments.positive_label}: the data has {len(class_names)} classes, not 2."
+        )
+    index = {name: number for number, name in enumerate(class_names)}
+    labels = np.array([index[value] for value in values])
+    return "binary" if len(class_names) == 2 else "multi-class", class_names, labels
+
+
+def _sort_labels(labels: set[str]) -> list[str]:
+    """Numbers by value, words by alphabet: '2' comes before '10'."""
+    return sorted(labels, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
+
+
+def _order_binary(class_names: list[str], values: list[str], positive_label: str | None) -> list[str]:
+    if positive_label is not None:
+        if positive_label not in class_names:
+            raise DataError(f"--positive_label {positive_label}: the labels are {' and '.join(class_names)}.")
+        positive = positive_label
+    else:
+        lowered = {name.lower(): name for name in class_names}
+        known = [pair for pair in POSITIVE_PAIRS if set(pair) == set(lowered)]
+        positive = lowered[known[0][1]] if known else min(class_names, key=values.count)
+    return sorted(class_names, key=lambda name: name == positive)
+
+
+def load_notes(arguments: DataArguments) -> Notes:
+    """Read and check a corpus.
+
+    Raises:
+        DataError: on anything that would make a result wrong; nothing is dropped or repaired silently.
+    """
+    frame, declared = _read_table(arguments)
+    if frame.empty:
+        raise DataError(f"--dataset {arguments.dataset}: no rows.")
+    _require_column(frame, arguments.text_column, "text_column")
+    _require_column(frame, arguments.label_column, "label_column")
+    texts = _check_texts(frame[arguments.text_column])
+    task, class_names, labels = _encode_labels(
+        frame[arguments.label_column], arguments, declared.get(arguments.label_column)
+    )
+
+    id_column = arguments.id_column or next((name for name in ("id", "note_id") if name in frame.columns), None)
+    if id_column is None:
+        ids = np.array([f"row-{row + 1}" for row in range(len(frame))])
+    else:
+        _require_column(frame, id_column, "id_column")
+        ids = frame[id_column].astype(str).to_numpy()
+        repeated = np.flatnonzero(pd.Series(ids).duplicated())
+        if len(repeated):
+            raise DataError(f"Column {id_column} repeats ids in {name_rows(repeated)}: ids must be unique.")
+
+    group_column = arguments.group_column
+    if group_column is None and arguments.dataset.split(":")[0] == "synthetic":
+        group_column = "patient_id"
+    groups = None
+    if group_column is not None:
+        _require_column(frame, group_column, "group_column")
+        missing = np.flatnonzero([_is_missing(value) for value in frame[group_column]])
+        if len(missing):
+            raise DataError(f"Column {group_column} is empty in {name_rows(missing)}: every note needs its group.")
+        groups = frame[group_column].astype(str).to_numpy()
+
+    given_splits = None
+    if arguments.split_column in frame.columns:
+        words = frame[arguments.split_column].map(lambda word: SPLIT_ALIASES.get(str(word).strip().lower()))
+        unknown = np.flatnonzero(words.isna())
+        if len(unknown):
+            raise DataError(
+                f"Column {arguments.split_column} is none of {', '.join(SPLIT_ALIASES)} in {name_rows(unknown)}: "
+                "correct it, or draw the splits with --split_column none."
+            )
+        given_splits = words.to_numpy(dtype=str)
+
+    notes = Notes(arguments.dataset, task, class_names, ids, texts, labels, groups, given_splits)
+    logger.info(
+        "%s: %d notes%s, %s, %s",
+        notes.name,
+        len(notes),
+        "" if groups is None else f" of {len(set(groups))} groups",
+        task,
+        ", ".join(f"{name} {count}" for name, count in notes.count_labels(np.arange(len(notes))).items())
+        + (f" (positive: {class_names[1]})" if task == "binary" else ""),
+    )
+    return notes
+
+
+def read_texts(dataset: str, text_column: str = "text", split_column: str = "split") -> list[str]:
+    """The texts of a corpus for pretraining; where it has splits, of its training part only, so that nothing leaks."""
+    frame, _ = _read_table(DataArguments(dataset=dataset, text_column=text_column, split_column=split_column))
+    _require_column(frame, text_column, "text_column")
+    if split_column in frame.columns:
+        words = frame[split_column].map(lambda word: SPLIT_ALIASES.get(str(word).strip().lower()))
+        logger.info("%s: %d of %d texts are in the training part", dataset, (words == "train").sum(), len(frame))
+        frame = frame[words == "train"]
+    return _check_texts(frame[text_column])

@@ -1,0 +1,311 @@
+"""The paper's four structures as final layers on a pretrained encoder, and the model that carries them.
+
+    note -> tokenizer -> encoder -> structure -> pooling -> dropout -> classifier -> logits
+
+The structures are those of arXiv 2407.19299: Adapter, Lightweight, TinyAttention and Gated Residual Network;
+`linear` (no structure) is the control. Notation in the docstrings: `h` is the encoder's last hidden state, H its
+width, r the structure's narrow width, `attention_mask` is 1 for a real token and 0 for padding. "Ours" marks what the
+public text of the paper leaves open.
+
+This file is uploaded with every model (custom code on the Hub), so it imports nothing of this repository.
+
+    model = EncoderWithHeadForSequenceClassification.from_encoder("Dr-BERT/DrBERT-7GB", head="grn", num_labels=2)
+"""
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+class LinearHead(nn.Module):
+    """No structure: pooling and the classifier see `h` itself. The control of the comparison (ours).
+
+    Parameters: 0.
+    """
+
+    default_size = 0
+
+    def __init__(self, hidden_size: int, head_size: int, dropout: float):
+        super().__init__()
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`hidden_states` (batch, tokens, H), `attention_mask` (batch, tokens) -> (batch, tokens, H)."""
+        return hidden_states
+
+
+class AdapterHead(nn.Module):
+    """Bottleneck adapter: `h + W_up ReLU(W_down h + b_down) + b_up`.
+
+    Source: AdaptFormer (Chen et al. 2022, arXiv 2205.13535, eq. 3), after Houlsby et al. 2019 (arXiv 1902.00751).
+    Ours: r = 64, dropout after the ReLU, no scale on the branch.
+    Parameters: 2 H r + r + H.
+    """
+
+    default_size = 64
+
+    def __init__(self, hidden_size: int, head_size: int, dropout: float):
+        super().__init__()
+        self.down = nn.Linear(hidden_size, head_size)
+        self.dropout = nn.Dropout(dropout)
+        self.up = nn.Linear(head_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`hidden_states` (batch, tokens, H), `attention_mask` (batch, tokens) -> (batch, tokens, H)."""
+        return hidden_states + self.up(self.dropout(F.relu(self.down(hidden_states))))
+
+
+class LightweightHead(nn.Module):
+    """Lightweight adapter: `LayerNorm(W_2 (W_1 h + b_1) + b_2)`.
+
+    Source: lightweight adapter tuning (Le et al. 2021, arXiv 2106.01463), as the paper describes it: a linear
+    down-projection, a second linear layer, LayerNorm.
+    Ours: r = 64, dropout between the two layers; neither a residual nor an activation, since the text names none.
+    Parameters: 2 H r + r + 3 H.
+    """
+
+    default_size = 64
+
+    def __init__(self, hidden_size: int, head_size: int, dropout: float):
+        super().__init__()
+        self.down = nn.Linear(hidden_size, head_size)
+        self.dropout = nn.Dropout(dropout)
+        self.up = nn.Linear(head_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`hidden_states` (batch, tokens, H), `attention_mask` (batch, tokens) -> (batch, tokens, H)."""
+        return self.norm(self.up(self.dropout(self.down(hidden_states))))
+
+
+class TinyAttentionHead(nn.Module):
+    """Attention with a very small head: `h + W_o softmax(q k^T / sqrt(r)) v + b_o`, with `q, k, v = W_qkv h + b`.
+
+    Source: Tiny-Attention Adapter (Zhao, Tan and Mei, EMNLP 2022, arXiv 2211.01979, section 2.2).
+    Padding is masked, so a note's result does not depend on the batch it is in.
+    Ours: r = 16, one attention head, a token may attend to itself, no dropout inside the attention (it would push
+    `scaled_dot_product_attention` off its fast path) but on its output.
+    Parameters: 4 H r + 3 r + H.
+    """
+
+    default_size = 16
+
+    def __init__(self, hidden_size: int, head_size: int, dropout: float):
+        super().__init__()
+        self.qkv = nn.Linear(hidden_size, 3 * head_size)
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(head_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`hidden_states` (batch, tokens, H), `attention_mask` (batch, tokens) -> (batch, tokens, H)."""
+        query, key, value = self.qkv(hidden_states).unsqueeze(1).chunk(3, dim=-1)  # each (batch, 1, tokens, r)
+        keys_to_see = attention_mask[:, None, None, :].bool()  # (batch, 1, 1, tokens), True = may be attended to
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys_to_see)
+        return hidden_states + self.output(self.dropout(attended.squeeze(1)))
+
+
+class GRNHead(nn.Module):
+    """Gated Residual Network, with a = h:
+
+        eta2   = ELU(W_2 a + b_2)                        (4)
+        eta1   = W_1 eta2 + b_1                          (3)
+        GLU(g) = sigmoid(W_4 g + b_4) * (W_5 g + b_5)    (5)
+        GRN(a) = LayerNorm(a + GLU(dropout(eta1)))       (2)
+
+    Source: Temporal Fusion Transformer (Lim et al. 2021, arXiv 1912.09363, equations 2 to 5, without context vector).
+    Ours: all layers H wide (it has no narrow part), applied to each token before pooling.
+    Parameters: 4 H^2 + 6 H.
+    """
+
+    default_size = 0
+
+    def __init__(self, hidden_size: int, head_size: int, dropout: float):
+        super().__init__()
+        self.w2 = nn.Linear(hidden_size, hidden_size)
+        self.w1 = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.gate = nn.Linear(
+            hidden_size, 2 * hidden_size
+        )  # W_5 and W_4 in one product: F.glu gates with the second half
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`hidden_states` (batch, tokens, H), `attention_mask` (batch, tokens) -> (batch, tokens, H)."""
+        eta1 = self.w1(F.elu(self.w2(hidden_states)))
+        return self.norm(hidden_states + F.glu(self.gate(self.dropout(eta1)), dim=-1))
+
+
+HEADS = {
+    "linear": LinearHead,
+    "adapter": AdapterHead,
+    "lightweight": LightweightHead,
+    "tiny-attention": TinyAttentionHead,
+    "grn": GRNHead,
+}
+
+
+@strict
+class EncoderWithHeadConfig(PreTrainedConfig):
+    """What is needed to rebuild the model without its encoder's original repository.
+
+    `head_size` is r in the docstrings above (0: the structure's default). `tuning` says which parameters were trained:
+    `frozen` (structure and classifier), `lora` (the same, with LoRA on the encoder's attention) or `full` (all).
+    `thresholds` are the decision thresholds tuned on validation: one probability for a binary or a multi-label model,
+    none for a multi-class one.
+    """
+
+    model_type = "encoder-with-head"
+    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="roberta")}
+
+    encoder_config: PreTrainedConfig | dict | None = None
+    head: str = "linear"
+    head_size: int = 0
+    tuning: str = "full"
+    pooling: str = "mean"
+    dropout: float = 0.1
+    initializer_range: float = 0.02
+    thresholds: list[float] | None = None
+
+
+class EncoderWithHeadForSequenceClassification(PreTrainedModel):
+    """Any `AutoModel` encoder, one structure of `HEADS`, pooling and a linear classifier.
+
+    Pooling is the mean over real tokens (ours; the paper does not say), or with `pooling="cls"` the first token.
+    """
+
+    config_class = EncoderWithHeadConfig
+    # Without this the Trainer takes the loss for a sum over the accumulated batch and multiplies it by the
+    # accumulation steps (transformers#47688).
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: EncoderWithHeadConfig, encoder: PreTrainedModel | None = None):
+        super().__init__(config)
+        if config.head not in HEADS:
+            raise ValueError(f"Unknown head {config.head!r}; choose one of: {', '.join(HEADS)}.")
+        self.encoder = encoder if encoder is not None else AutoModel.from_config(config.encoder_config)
+        if hasattr(self.encoder, "pooler"):
+            # Its output is not used: without this, BERT-like encoders would carry untrained parameters.
+            self.encoder.pooler = None
+        hidden_size = config.encoder_config.hidden_size
+        structure = HEADS[config.head]
+        self.head = structure(hidden_size, config.head_size or structure.default_size, config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(hidden_size, config.num_labels)
+        self.post_init()
+        if config.tuning == "frozen":
+            self.encoder.requires_grad_(False)
+
+    @classmethod
+    def from_encoder(
+        cls, encoder_id: str, *, revision: str | None = None, attn_implementation: str = "sdpa", **config
+    ):
+        """Put a new head on the pretrained encoder `encoder_id` (Hub id or folder), in float32.
+
+        `from_pretrained` of this class is for our own checkpoints only: called on an encoder's checkpoint it would
+        leave the head's parameters uninitialised. `config` goes to `EncoderWithHeadConfig`.
+        """
+        encoder = AutoModel.from_pretrained(
+            encoder_id, revision=revision, dtype=torch.float32, attn_implementation=attn_implementation
+        )
+        # Said again, because a new outer config resets what its encoder's config says of attention.
+        config = EncoderWithHeadConfig(
+            encoder_config=encoder.config, attn_implementation=attn_implementation, **config
+        )
+        return cls(config, encoder)
+
+    def _init_weights(self, module: nn.Module):
+        """Initialise our own layers; the encoder is a `PreTrainedModel` and looks after itself."""
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def train(self, mode: bool = True):
+        """A frozen encoder stays in evaluation mode: its hidden states are the same in every epoch (ours)."""
+        super().train(mode)
+        if self.config.tuning == "frozen":
+            self.encoder.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        window_note: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classify notes.
+
+        Args:
+            input_ids: (rows, tokens); a row is a note, or a window of one.
+            attention_mask: (rows, tokens), 1 = real token, 0 = padding; all real when left out.
+            window_note: (rows,), for each row the number of its note in the batch, counted from 0, when long notes are
+                cut into windows; the logits of a note are the mean over its windows. Left out: one row a note.
+            labels: (notes,) class indices, or (notes, num_labels) with 0 and 1 for a multi-label model.
+
+        Returns:
+            logits (notes, num_labels), and the unweighted loss when labels are given.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tuning != "frozen"):
+            hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden_states = self.head(hidden_states, attention_mask)  # (rows, tokens, H)
+        if self.config.pooling == "cls":
+            pooled = hidden_states[:, 0]
+        else:
+            weights = attention_mask.to(hidden_states.dtype)
+            weights = weights / weights.sum(dim=1, keepdim=True)
+            pooled = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)  # (rows, H)
+        logits = self.classifier(self.dropout(pooled)).float()
+        if window_note is not None:
+            notes = int(window_note.max()) + 1
+            total = logits.new_zeros(notes, logits.shape[1]).index_add_(0, window_note, logits)
+            logits = total / torch.bincount(window_note, minlength=notes).unsqueeze(1)  # (notes, num_labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+
+def attention_projections(model: EncoderWithHeadForSequenceClassification) -> list[str]:
+    """The full names of the linear layers inside the encoder's attention blocks: where LoRA goes.
+
+    Covers the naming of BERT, RoBERTa and CamemBERT (`attention.self.query`), DistilBERT (`attention.q_lin`), DeBERTa
+    and ModernBERT (`attn.Wqkv`) alike.
+
+    Raises:
+        ValueError: if the encoder has no such layer.
+    """
+    names = [
+        f"encoder.{name}"
+        for name, module in model.encoder.named_modules()
+        if isinstance(module, nn.Linear) and any("attention" in part or "attn" in part for part in name.split("."))
+    ]
+    if not names:
+        raise ValueError(
+            f"No attention projection found in {type(model.encoder).__name__}: use --tuning frozen or full with it."
+        )
+    return names
+
+
+# Within this repository the Auto classes know the model; elsewhere they get it from the copy of this file that
+# `save_pretrained` puts beside the weights.
+AutoConfig.register(EncoderWithHeadConfig.model_type, EncoderWithHeadConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(
+    EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, exist_ok=True
+)
+EncoderWithHeadConfig.register_for_auto_class()
+EncoderWithHeadForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

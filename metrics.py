@@ -1,0 +1,142 @@
+"""From probabilities to numbers: one metric for model selection, for the result file and for the report.
+
+An `evaluate.Metric` of our own, computed with scikit-learn, because `evaluate.load("f1")` would need the network.
+Shapes: `labels` (notes,) class indices, or (notes, classes) 0/1 for a multi-label task; `probabilities` is
+(notes, classes).
+"""
+
+import datasets
+import evaluate
+import numpy as np
+from sklearn import metrics as sk
+
+TASKS = ("binary", "multi-class", "multi-label")
+# What a model is selected by, and what its threshold is tuned for. Macro F1 where classes exclude each other; weighted
+# F1 for multi-label notes, as DrBenchmark does (ours otherwise: the paper names no averaging).
+SELECTION_METRIC = {"binary": "f1_macro", "multi-class": "f1_macro", "multi-label": "f1_weighted"}
+THRESHOLD_GRID = np.round(np.arange(0.05, 0.96, 0.01), 2)
+
+
+def probabilities_from_logits(logits: np.ndarray, task: str) -> np.ndarray:
+    """Logits (notes, classes) to probabilities of the same shape: softmax, or sigmoid for a multi-label task."""
+    logits = np.asarray(logits, dtype=np.float64)
+    if task == "multi-label":
+        return np.exp(-np.logaddexp(0, -logits))
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def decide(probabilities: np.ndarray, task: str, thresholds: list[float] | None) -> np.ndarray:
+    """Predicted labels in the shape of the true ones.
+
+    Binary: positive where the second class reaches the threshold. Multi-label: every class that reaches it, one
+    threshold for all classes. Multi-class: the most probable class; it has no threshold.
+    """
+    if task == "multi-class":
+        return probabilities.argmax(axis=1)
+    threshold = 0.5 if thresholds is None else thresholds[0]
+    if task == "binary":
+        return (probabilities[:, 1] >= threshold).astype(np.int64)
+    return (probabilities >= threshold).astype(np.int64)
+
+
+def tune_thresholds(probabilities: np.ndarray, labels: np.ndarray, task: str) -> list[float] | None:
+    """The threshold with the best selection metric on validation, for every model alike; None for multi-class.
+
+    Among equally good thresholds of the grid the middle one is taken: it is the farthest from either mistake (ours).
+    """
+    if task == "multi-class":
+        return None
+    average = SELECTION_METRIC[task].removeprefix("f1_")
+    scores = [
+        sk.f1_score(labels, decide(probabilities, task, [threshold]), average=average, zero_division=0)
+        for threshold in THRESHOLD_GRID
+    ]
+    best = np.flatnonzero(np.isclose(scores, max(scores)))
+    return [float(THRESHOLD_GRID[best[len(best) // 2]])]
+
+
+class NoteClassificationMetric(evaluate.Metric):
+    """Everything that a result file says about predictions, as plain numbers.
+
+    `compute(predictions=probabilities, references=labels, thresholds=...)`. The configuration name is the task.
+    """
+
+    def __init__(self, task: str, class_names: list[str]):
+        if task not in TASKS:
+            raise ValueError(f"Unknown task {task!r}; choose one of: {', '.join(TASKS)}.")
+        self.class_names = list(class_names)
+        # In memory: the library's default is to leave a copy of the predictions in a cache folder.
+        super().__init__(config_name=task, keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        label = datasets.Value("int64")
+        return evaluate.MetricInfo(
+            description="Accuracy, precision, recall and F1 in every averaging, AUROC, AUPRC and MCC.",
+            citation="",
+            inputs_description="predictions: probabilities per class; references: class index, or 0/1 per class.",
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Sequence(datasets.Value("float64")),
+                    "references": datasets.Sequence(label) if self.config_name == "multi-label" else label,
+                }
+            ),
+        )
+
+    def _compute(self, predictions, references, thresholds: list[float] | None = None) -> dict:
+        task, names = self.config_name, self.class_names
+        probabilities, labels = np.asarray(predictions), np.asarray(references)
+        predicted = decide(probabilities, task, thresholds)
+        indices = list(range(len(names)))
+        averages = ["macro", "weighted"] + (["micro"] if task == "multi-label" else [])
+
+        scores = {"accuracy": sk.accuracy_score(labels, predicted)}  # multi-label: all classes of a note right
+        for average in averages:
+            precision, recall, f1, _ = sk.precision_recall_fscore_support(
+                labels, predicted, labels=indices, average=average, zero_division=0
+            )
+            scores |= {f"precision_{average}": precision, f"recall_{average}": recall, f"f1_{average}": f1}
+        per_class = sk.precision_recall_fscore_support(labels, predicted, labels=indices, zero_division=0)
+        if task == "binary":
+            precision, recall, f1, _ = per_class
+            scores |= {"precision_positive": precision[1], "recall_positive": recall[1], "f1_positive": f1[1]}
+        if task == "multi-label":
+            scores["hamming_loss"] = sk.hamming_loss(labels, predicted)
+
+        scores |= _ranking_scores(probabilities, labels, task)
+        scores["mcc"] = _matthews(labels, predicted, task)
+        scores["per_class"] = {
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
+            for name, p, r, f, s in zip(names, *per_class, strict=True)
+        }
+        if task == "multi-label":  # one [[TN, FP], [FN, TP]] a class
+            scores["confusion_matrix"] = sk.multilabel_confusion_matrix(labels, predicted).tolist()
+        else:  # rows: true class, columns: predicted class
+            scores["confusion_matrix"] = sk.confusion_matrix(labels, predicted, labels=indices).tolist()
+        scores["collapsed"] = bool((predicted == predicted[0]).all())  # the same answer for every note
+        return {
+            name: float(score) if isinstance(score, float | np.floating) else score for name, score in scores.items()
+        }
+
+
+def _ranking_scores(probabilities: np.ndarray, labels: np.ndarray, task: str) -> dict[str, float | None]:
+    """AUROC and AUPRC: of the positive class, or the mean over classes (one against the rest). None if undefined."""
+    if task == "binary":
+        columns = [(labels == 1, probabilities[:, 1])]
+    else:
+        one_hot = labels if task == "multi-label" else labels[:, None] == np.arange(probabilities.shape[1])
+        columns = list(zip(one_hot.T, probabilities.T, strict=True))
+    defined = [(truth, score) for truth, score in columns if 0 < truth.sum() < len(truth)]
+    if not defined:
+        return {"auroc": None, "auprc": None}
+    return {
+        "auroc": float(np.mean([sk.roc_auc_score(truth, score) for truth, score in defined])),
+        "auprc": float(np.mean([sk.average_precision_score(truth, score) for truth, score in defined])),
+    }
+
+
+def _matthews(labels: np.ndarray, predicted: np.ndarray, task: str) -> float:
+    """Matthews correlation; for a multi-label task over all note-class pairs together."""
+    if task == "multi-label":
+        labels, predicted = labels.ravel(), predicted.ravel()
+    return sk.matthews_corrcoef(labels, predicted)

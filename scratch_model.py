@@ -1,0 +1,257 @@
+"""Two small Transformers trained from scratch: the paper's answer to small data and a small budget.
+
+A pre-LayerNorm Transformer encoder with a pooled linear classifier, and the same with Mixture-of-Experts feed-forward
+layers (Switch Transformer routing), as in arXiv 2407.19299 and arXiv 2303.12892. Both are one class: `num_experts=0`
+is the plain one. Their tokenizer is trained on the training notes alone (tokenization.py). Notation: B rows,
+T tokens, H width, F feed-forward width, E experts; `attention_mask` is 1 for a real token and 0 for padding. Sizes
+are ours: the public text gives none.
+
+This file is uploaded with every model (custom code on the Hub), so it imports nothing of this repository.
+
+    model = ScratchForSequenceClassification(ScratchConfig(vocab_size=6000, num_labels=2, num_experts=4))
+"""
+
+import math
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+@strict
+class ScratchConfig(PreTrainedConfig):
+    """The defaults give 2.1 million parameters, and 3.0 million with four experts (with a vocabulary of 6,000)."""
+
+    model_type = "scratch-transformer"
+
+    vocab_size: int = 6000
+    hidden_size: int = 192
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    intermediate_size: int = 768
+    max_position_embeddings: int = 256
+    dropout: float = 0.1
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    num_experts: int = 0
+    expert_capacity_factor: float = 1.25  # Switch Transformer, section 2.2
+    router_aux_loss_coef: float = 0.01  # alpha of the Switch Transformer, equation 4
+    thresholds: list[float] | None = None
+
+
+class FeedForward(nn.Module):
+    """`W_2 GELU(W_1 x + b_1) + b_2`, for each token. Parameters: 2 H F + F + H."""
+
+    def __init__(self, config: ScratchConfig):
+        super().__init__()
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """`hidden_states` (B, T, H) -> (B, T, H), and no auxiliary loss."""
+        return self.down(F.gelu(self.up(hidden_states))), None
+
+
+class SwitchFeedForward(nn.Module):
+    """A feed-forward layer of E experts of which each token uses one, as in the Switch Transformer.
+
+    Source: Fedus, Zoph and Shazeer 2022 (arXiv 2101.03961): the router picks the expert with the largest probability p
+    and scales its output by p (equation 2); an expert takes at most `capacity` tokens (equation 3), later ones pass
+    by on the residual connection alone; the loss E * sum_i f_i P_i keeps the experts evenly used (equations 4 to 6),
+    with f_i the share of tokens sent to expert i and P_i its mean probability.
+
+    Padding is not routed: it takes no place in an expert and no part in the loss. In evaluation there is no capacity
+    limit, so that a note's logits do not depend on the other notes of its batch (ours). All experts work at once:
+    their tokens are gathered into one (E, capacity, H) array and go through two batched matrix products.
+
+    Parameters: E (2 H F + F + H) + E H.
+    """
+
+    def __init__(self, config: ScratchConfig):
+        super().__init__()
+        experts, hidden, wide = config.num_experts, config.hidden_size, config.intermediate_size
+        self.num_experts = experts
+        self.capacity_factor = config.expert_capacity_factor
+        self.router = nn.Linear(hidden, experts, bias=False)
+        self.up_weight = nn.Parameter(torch.empty(experts, hidden, wide))
+        self.up_bias = nn.Parameter(torch.zeros(experts, 1, wide))
+        self.down_weight = nn.Parameter(torch.empty(experts, wide, hidden))
+        self.down_bias = nn.Parameter(torch.zeros(experts, 1, hidden))
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`hidden_states` (B, T, H), `attention_mask` (B, T) -> (B, T, H), and the load-balancing loss (a scalar)."""
+        tokens = hidden_states[attention_mask.bool()]  # (N, H), N real tokens
+        # In float32 whatever the autocast: a rounded router sends tokens elsewhere (section 2.4).
+        with torch.autocast(tokens.device.type, enabled=False):
+            probabilities = F.linear(tokens.float(), self.router.weight.float()).softmax(dim=-1)  # (N, E)
+        gate, expert = probabilities.max(dim=-1)  # each (N,)
+        chosen = F.one_hot(expert, self.num_experts)  # (N, E)
+        load = chosen.sum(dim=0)  # (E,) tokens an expert was sent
+
+        # Sort the tokens by expert, first come first served within an expert.
+        order = expert.argsort(stable=True)
+        sorted_expert = expert[order]
+        place = torch.arange(len(order), device=order.device) - (load.cumsum(0) - load)[sorted_expert]
+        if self.training:
+            capacity = math.ceil(self.capacity_factor * len(tokens) / self.num_experts)
+            kept = place < capacity
+            order, sorted_expert, place = order[kept], sorted_expert[kept], place[kept]
+        else:
+            capacity = int(load.max())
+        slots = sorted_expert * capacity + place  # each kept token's row in the experts' array
+
+        inputs = tokens.new_zeros(self.num_experts * capacity, tokens.shape[1]).index_copy(0, slots, tokens[order])
+        inputs = inputs.view(self.num_experts, capacity, -1)
+        wide = F.gelu(torch.baddbmm(self.up_bias.to(inputs.dtype), inputs, self.up_weight.to(inputs.dtype)))
+        outputs = torch.baddbmm(self.down_bias.to(wide.dtype), wide, self.down_weight.to(wide.dtype)).flatten(0, 1)
+        outputs = outputs[slots] * gate[order].unsqueeze(1).to(outputs.dtype)
+
+        routed = torch.zeros_like(tokens).index_copy(0, order, outputs.to(tokens.dtype))
+        result = torch.zeros_like(hidden_states).masked_scatter(attention_mask.bool().unsqueeze(-1), routed)
+        balance = self.num_experts * (chosen.float().mean(dim=0) * probabilities.mean(dim=0)).sum()
+        return result, balance
+
+
+class ScratchLayer(nn.Module):
+    """Pre-LayerNorm block: `x + Attention(LN(x))`, then `x + FeedForward(LN(x))`.
+
+    No dropout inside the attention: it would push `scaled_dot_product_attention` off its fast path (ours).
+    """
+
+    def __init__(self, config: ScratchConfig, feed_forward: nn.Module):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.attention_norm = nn.LayerNorm(config.hidden_size)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
+        self.feed_forward = feed_forward
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`hidden_states` (B, T, H), `attention_mask` (B, T) -> (B, T, H), and the feed-forward's loss, if any."""
+        rows, tokens, hidden = hidden_states.shape
+        qkv = self.qkv(self.attention_norm(hidden_states)).view(rows, tokens, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, H / heads)
+        keys_to_see = attention_mask[:, None, None, :].bool()  # (B, 1, 1, T), True = may be attended to
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys_to_see)
+        attended = attended.transpose(1, 2).reshape(rows, tokens, hidden)
+        hidden_states = hidden_states + self.dropout(self.output(attended))
+        update, auxiliary_loss = self.feed_forward(self.feed_forward_norm(hidden_states), attention_mask)
+        return hidden_states + self.dropout(update), auxiliary_loss
+
+
+class ScratchForSequenceClassification(PreTrainedModel):
+    """Token and position embeddings, blocks, LayerNorm, mean over real tokens, linear classifier.
+
+    With experts, every other block has them, beginning with the second (Switch Transformer, section 2.2).
+    """
+
+    config_class = ScratchConfig
+    accepts_loss_kwargs = False  # see EncoderWithHeadForSequenceClassification: transformers#47688
+    _supports_sdpa = True
+
+    def __init__(self, config: ScratchConfig):
+        super().__init__(config)
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {config.hidden_size} must be a multiple of num_attention_heads "
+                f"{config.num_attention_heads}."
+            )
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(
+            ScratchLayer(
+                config, SwitchFeedForward(config) if config.num_experts and number % 2 else FeedForward(config)
+            )
+            for number in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module):
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+            if module.padding_idx is not None:
+                with torch.no_grad():
+                    module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, SwitchFeedForward):
+            nn.init.normal_(module.up_weight, std=std)
+            nn.init.normal_(module.down_weight, std=std)
+            nn.init.zeros_(module.up_bias)
+            nn.init.zeros_(module.down_bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.token_embedding
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        window_note: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> SequenceClassifierOutput:
+        """Classify notes.
+
+        Args:
+            input_ids: (rows, tokens); a row is a note, or a window of one.
+            attention_mask: (rows, tokens), 1 = real token, 0 = padding; all real when left out.
+            window_note: (rows,), for each row the number of its note in the batch, counted from 0, when long notes are
+                cut into windows; the logits of a note are the mean over its windows. Left out: one row a note.
+            labels: (notes,) class indices, or (notes, num_labels) with 0 and 1 for a multi-label model.
+
+        Returns:
+            logits (notes, num_labels); the unweighted loss when labels are given; while training with experts also
+            `auxiliary_loss`, the weighted load-balancing loss, which is not part of `loss`.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden_states = self.dropout(self.token_embedding(input_ids) + self.position_embedding(positions))
+        auxiliary_losses = []
+        for layer in self.layers:
+            hidden_states, auxiliary_loss = layer(hidden_states, attention_mask)
+            if auxiliary_loss is not None:
+                auxiliary_losses.append(auxiliary_loss)
+        hidden_states = self.norm(hidden_states)  # (rows, tokens, H)
+        weights = attention_mask.to(hidden_states.dtype)
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        pooled = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)  # (rows, H)
+        logits = self.classifier(self.dropout(pooled)).float()
+        if window_note is not None:
+            notes = int(window_note.max()) + 1
+            total = logits.new_zeros(notes, logits.shape[1]).index_add_(0, window_note, logits)
+            logits = total / torch.bincount(window_note, minlength=notes).unsqueeze(1)  # (notes, num_labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        output = SequenceClassifierOutput(loss=loss, logits=logits)
+        if self.training and auxiliary_losses:
+            output["auxiliary_loss"] = self.config.router_aux_loss_coef * torch.stack(auxiliary_losses).mean()
+        return output
+
+
+# Within this repository the Auto classes know the model; elsewhere they get it from the copy of this file that
+# `save_pretrained` puts beside the weights.
+AutoConfig.register(ScratchConfig.model_type, ScratchConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(ScratchConfig, ScratchForSequenceClassification, exist_ok=True)
+ScratchConfig.register_for_auto_class()
+ScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

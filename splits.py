@@ -1,0 +1,164 @@
+"""Splits and folds that no patient crosses.
+
+Second stage of the pipeline, after data.py: the notes' own splits where the data gives them, stratified group folds
+elsewhere. Every model of a comparison sees the same splits: they depend on the notes and `--split_seed` alone.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
+
+from data import DataArguments, DataError, Notes, name_rows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Split:
+    """Row indices into `Notes`, disjoint. Test is read once, after selection on validation."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+    def parts(self) -> Iterator[tuple[str, np.ndarray]]:
+        yield from (("train", self.train), ("validation", self.validation), ("test", self.test))
+
+
+def _stratum(notes: Notes) -> np.ndarray:
+    """One class a note to stratify by: its label; for multi-label notes the rarest of its labels (ours)."""
+    if notes.task != "multi-label":
+        return notes.labels
+    by_rarity = np.argsort(notes.labels.sum(axis=0), kind="stable")
+    rarest = notes.labels[:, by_rarity].argmax(axis=1)  # position of the first 1 in order of rarity
+    return np.where(notes.labels.any(axis=1), rarest, len(notes.class_names))
+
+
+def _same_text(notes: Notes) -> np.ndarray:
+    """A number a note, equal for notes whose text differs at most in case and spacing."""
+    keys = [" ".join(text.casefold().split()) for text in notes.texts]
+    return np.unique(keys, return_inverse=True)[1]
+
+
+def _joined_groups(notes: Notes) -> np.ndarray:
+    """Groups that a split must not cut: notes of one patient, and notes with the same text, transitively."""
+    texts = _same_text(notes)
+    if notes.groups is None:
+        return texts
+    groups = np.unique(notes.groups, return_inverse=True)[1]
+    size = groups.max() + texts.max() + 2
+    edges = coo_array((np.ones(len(notes)), (groups, groups.max() + 1 + texts)), shape=(size, size))
+    return connected_components(edges, directed=False)[1][groups]
+
+
+def report_repeated_texts(notes: Notes) -> dict[str, int]:
+    """Counts of notes that repeat a text of another, and of those whose label differs from the other's."""
+    texts = _same_text(notes)
+    labels = notes.labels if notes.task != "multi-label" else np.unique(notes.labels, axis=0, return_inverse=True)[1]
+    pairs = pd.DataFrame({"text": texts, "label": labels})
+    counts = pairs.groupby("text")["label"].agg(["size", "nunique"])
+    repeated = int(counts.loc[counts["size"] > 1, "size"].sum())
+    contradicting = int(counts.loc[counts["nunique"] > 1, "size"].sum())
+    if repeated:
+        logger.warning(
+            "%d notes share their text with another; %d of them under different labels", repeated, contradicting
+        )
+    return {"repeated_texts": repeated, "contradicting_labels": contradicting}
+
+
+def _check_classes(notes: Notes, arguments: DataArguments):
+    """Every class must be in enough notes, and enough groups, to reach every fold."""
+    groups = _joined_groups(notes)
+    needed = max(arguments.folds, 3)  # a single split still has three parts
+    for number, name in enumerate(notes.class_names):
+        has_class = notes.labels[:, number] == 1 if notes.task == "multi-label" else notes.labels == number
+        spread = len(set(groups[has_class]))
+        if spread < needed:
+            unit = "notes" if notes.groups is None else "groups (patients)"
+            raise DataError(
+                f"Class {name!r} is in {has_class.sum()} notes of {spread} different {unit}, fewer than the {needed} "
+                f"parts to fill: use fewer --folds (at least 3 are needed even for one split), merge or remove it."
+            )
+
+
+def _split_off(notes: Notes, indices: np.ndarray, parts: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(rest, part) of `indices` for each of `parts` stratified parts that cut no group."""
+    splitter = StratifiedGroupKFold(n_splits=parts, shuffle=True, random_state=seed)
+    for rest, part in splitter.split(indices, _stratum(notes)[indices], _joined_groups(notes)[indices]):
+        yield indices[rest], indices[part]
+
+
+def draw_splits(notes: Notes, arguments: DataArguments) -> list[Split]:
+    """The splits that all models share: as the data gives them, else stratified folds that cut no group.
+
+    With folds, each note is in the test part exactly once, and validation is drawn from the remaining notes.
+    """
+    everything = np.arange(len(notes))
+    parts = round(1 / arguments.validation_fraction)
+    if notes.given_splits is None:
+        _check_classes(notes, arguments)
+        splits = []
+        # A single split tests on the first of five folds (ours).
+        for rest, test in _split_off(
+            notes, everything, max(arguments.folds, 2) if arguments.folds > 1 else 5, arguments.split_seed
+        ):
+            train, validation = next(_split_off(notes, rest, parts, arguments.split_seed))
+            splits.append(Split(train, validation, test))
+        splits = splits[: arguments.folds]
+    else:
+        found = set(notes.given_splits)
+        if not {"train", "test"} <= found:
+            raise DataError(
+                f"The data gives only the split{'s' if len(found) > 1 else ''} {', '.join(sorted(found))}: add the "
+                "missing of train and test, or draw the splits with --split_column none."
+            )
+        train, validation, test = (everything[notes.given_splits == part] for part in ("train", "validation", "test"))
+        if not len(validation):
+            train, validation = next(_split_off(notes, train, parts, arguments.split_seed))
+        splits = [Split(train, validation, test)]
+    for split in splits:
+        _check_split(notes, split, arguments)
+    return splits
+
+
+def _check_split(notes: Notes, split: Split, arguments: DataArguments):
+    """No group on both sides, no test text in training, no label that training lacks."""
+    train_counts = notes.count_labels(split.train)
+    for part, indices in (("validation", split.validation), ("test", split.test)):
+        unseen = [name for name, count in notes.count_labels(indices).items() if count and not train_counts[name]]
+        if unseen:
+            raise DataError(f"The {part} part has labels that training lacks: {', '.join(unseen)}.")
+    texts = _same_text(notes)
+    for left, right in (("train", "test"), ("train", "validation"), ("validation", "test")):
+        left_rows, right_rows = getattr(split, left), getattr(split, right)
+        if notes.groups is not None:
+            shared = set(notes.groups[left_rows]) & set(notes.groups[right_rows])
+            if shared:
+                raise DataError(
+                    f"{len(shared)} groups are in both the {left} and the {right} part: correct the splits, or draw "
+                    "them with --split_column none."
+                )
+        repeated = right_rows[np.isin(texts[right_rows], texts[left_rows])]
+        if len(repeated):
+            message = f"Texts of the {left} part are repeated in the {right} part: {name_rows(repeated)}"
+            if (left, right) == ("train", "test") and not arguments.allow_leaks:
+                raise DataError(f"{message}. Remove them, draw splits with --split_column none, or --allow_leaks.")
+            logger.warning("%s.", message)
+
+
+def balanced_class_weights(notes: Notes, indices: np.ndarray) -> np.ndarray:
+    """Weights (classes,) that make every class count the same in the loss.
+
+    Single-label: n / (K n_c), which weighs the average note 1. Multi-label: (n - n_c) / n_c for the positives of each
+    class, as `pos_weight` of the binary cross-entropy expects.
+    """
+    counts = np.array(list(notes.count_labels(indices).values()), dtype=np.float64)
+    if notes.task == "multi-label":
+        return (len(indices) - counts) / np.maximum(counts, 1)
+    return len(indices) / (len(counts) * np.maximum(counts, 1))
