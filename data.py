@@ -98,7 +98,7 @@ class DataArguments:
             raise DataError(f"--validation_fraction {self.validation_fraction}: give a fraction between 0 and 0.5.")
         if self.max_length < 8:
             raise DataError(f"--max_length {self.max_length}: give at least 8 tokens.")
-        if not 0 <= self.window_stride < self.max_length // 2:
+        if self.long_notes == "windows" and not 0 <= self.window_stride < self.max_length // 2:
             raise DataError(f"--window_stride {self.window_stride}: give less than half of --max_length.")
 
 

@@ -1,0 +1,89 @@
+"""Pretrained encoders by short name, and the traps of loading them.
+
+Knows the Hub and nothing of notes or training. A name is an alias of `BACKBONES`, any Hub id, or a local folder.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+# Position ids of these architectures begin after the padding id: so many positions fewer are usable.
+OFFSET_POSITIONS = {"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "mpnet", "data2vec-text"}
+
+
+class BackboneError(RuntimeError):
+    """The encoder cannot be had or cannot be used; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Where an encoder comes from. `revision` None: the newest, whose commit is then written into every result."""
+
+    hub_id: str
+    revision: str | None = None
+    tokenizer_class: type[PreTrainedTokenizerBase] = AutoTokenizer
+
+
+# The three encoders of arXiv 2407.19299, all of about 110 million parameters (12 layers, 768 wide).
+BACKBONES = {
+    "camembert-bio": Backbone("almanach/camembert-bio-base"),
+    # Its tokenizer_config.json names another class than its tokenizer.json was made with: transformers 5 would rebuild
+    # it from that name, lowercasing and without accents. This class takes tokenizer.json as it is.
+    "alibert": Backbone("quinten-datalab/AliBERT-7GB", tokenizer_class=PreTrainedTokenizerFast),
+    "drbert": Backbone("Dr-BERT/DrBERT-7GB"),
+}
+
+
+def find_backbone(model: str, revision: str | None = None) -> Backbone:
+    """What `--model` and `--model_revision` mean."""
+    known = BACKBONES.get(model, Backbone(model))
+    return Backbone(known.hub_id, revision or known.revision, known.tokenizer_class)
+
+
+def is_local(backbone: Backbone) -> bool:
+    return Path(backbone.hub_id).expanduser().is_dir()
+
+
+def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """The encoder's configuration and tokenizer, checked to fit each other.
+
+    The configuration's `_commit_hash` is the commit that was loaded (None for a local folder): load the weights from
+    that one, so that all folds of a run have the same encoder even if the repository changes meanwhile.
+
+    Raises:
+        BackboneError: unreachable, or padding and vocabulary of the two do not agree.
+    """
+    name = backbone.hub_id
+    try:
+        config = AutoConfig.from_pretrained(name, revision=backbone.revision)
+        tokenizer = backbone.tokenizer_class.from_pretrained(name, revision=backbone.revision)
+    except (OSError, ValueError, KeyError) as error:  # what transformers raises for offline, unknown, incomplete
+        if is_local(backbone):
+            raise BackboneError(
+                f"{name}: not a folder with a model and its tokenizer ({type(error).__name__})."
+            ) from error
+        raise BackboneError(
+            f"{name} is not in the cache and the Hub did not give it. Where there is a network, run `hf download "
+            f"{name}`, then copy the cache or give the folder as --model; or try `bash run_all.sh --demo`."
+        ) from error
+    if not tokenizer.is_fast:
+        raise BackboneError(
+            f"{name}: a fast tokenizer is needed, to cut long notes; found {type(tokenizer).__name__}."
+        )
+    if config.pad_token_id is not None and tokenizer.pad_token_id != config.pad_token_id:
+        # RoBERTa-like encoders number their positions by the padding id: a different one changes every hidden state.
+        raise BackboneError(
+            f"{name}: the tokenizer pads with id {tokenizer.pad_token_id}, the model expects {config.pad_token_id}."
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise BackboneError(f"{name}: {len(tokenizer)} tokens in the tokenizer, {config.vocab_size} in the model.")
+    return config, tokenizer
+
+
+def longest_input(config: PreTrainedConfig) -> int | None:
+    """Tokens that the encoder can take, special tokens included; None where its positions are not counted out."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and config.model_type in OFFSET_POSITIONS:
+        return positions - config.pad_token_id - 1
+    return positions

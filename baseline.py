@@ -1,0 +1,99 @@
+"""TF-IDF and logistic regression: what a sensible user would try first, and a row in every table.
+
+Word 1-2-grams and character 3-5-grams, with the regularisation and the class weights chosen on validation by the same
+metric that selects the other models. scikit-learn, no GPU, seconds to a minute.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import FeatureUnion, Pipeline
+from skops import io as skops_io
+
+from metrics import SELECTION_METRIC, NoteClassificationMetric, tune_thresholds
+
+# The grid is ours: half-decades of C around the library's default of 1.
+REGULARISATION = (0.3, 1.0, 3.0, 10.0, 30.0)
+CLASS_WEIGHTS = (None, "balanced")
+MODEL_FILE = "model.skops"  # skops stores scikit-learn models without pickle: loading one runs no code
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What validation chooses."""
+
+    C: float
+    class_weight: str | None
+
+
+def build_features() -> FeatureUnion:
+    """The vectoriser; a feature must occur in two notes at least."""
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2, sublinear_tf=True)
+    return FeatureUnion([("words", words), ("characters", characters)])
+
+
+def build_classifier(settings: Settings, task: str) -> LogisticRegression | OneVsRestClassifier:
+    classifier = LogisticRegression(C=settings.C, class_weight=settings.class_weight, max_iter=1000)
+    return OneVsRestClassifier(classifier) if task == "multi-label" else classifier
+
+
+class TfidfClassifier:
+    """Vectoriser and classifier; `predict_probabilities` gives (notes, classes) as the neural models do."""
+
+    def __init__(self, task: str, class_names: list[str], pipeline: Pipeline | None = None):
+        self.task = task
+        self.class_names = class_names
+        self.pipeline = pipeline
+
+    def fit(self, texts: list[str], labels: np.ndarray, settings: Settings) -> "TfidfClassifier":
+        features = build_features()
+        matrix = features.fit_transform(texts)
+        self.pipeline = Pipeline([("features", features), ("classifier", build_classifier(settings, self.task))])
+        self.pipeline["classifier"].fit(matrix, labels)
+        return self
+
+    def fit_and_select(
+        self, texts: list[str], labels: np.ndarray, validation_texts: list[str], validation_labels: np.ndarray
+    ) -> Settings:
+        """Fit every setting of the grid on the training notes and keep the best on validation.
+
+        Each is judged at the threshold tuned for it, as every model of the comparison is.
+        """
+        features = build_features()
+        matrix, validation_matrix = features.fit_transform(texts), features.transform(validation_texts)
+        metric = NoteClassificationMetric(self.task, self.class_names)
+        best_score, best_settings = -1.0, None
+        for settings in (Settings(C, weight) for C in REGULARISATION for weight in CLASS_WEIGHTS):
+            classifier = build_classifier(settings, self.task).fit(matrix, labels)
+            probabilities = classifier.predict_proba(validation_matrix)
+            scores = metric.compute(
+                predictions=probabilities,
+                references=validation_labels,
+                thresholds=tune_thresholds(probabilities, validation_labels, self.task),
+            )
+            if scores[SELECTION_METRIC[self.task]] > best_score:
+                best_score, best_settings = scores[SELECTION_METRIC[self.task]], settings
+                self.pipeline = Pipeline([("features", features), ("classifier", classifier)])
+        return best_settings
+
+    def predict_probabilities(self, texts: list[str]) -> np.ndarray:
+        return self.pipeline.predict_proba(texts)
+
+    def count_parameters(self) -> int:
+        """Coefficients and intercepts."""
+        classifier = self.pipeline["classifier"]
+        members = classifier.estimators_ if self.task == "multi-label" else [classifier]
+        return sum(member.coef_.size + member.intercept_.size for member in members)
+
+    def save(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        skops_io.dump(self.pipeline, folder / MODEL_FILE)
+
+    @classmethod
+    def load(cls, folder: Path, task: str, class_names: list[str]) -> "TfidfClassifier":
+        return cls(task, class_names, skops_io.load(folder / MODEL_FILE, trusted=None))

@@ -1,0 +1,65 @@
+"""Notes to token ids, and token ids to batches."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from data import DataArguments
+
+
+def tokenize_notes(
+    texts: list[str], labels: np.ndarray | None, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
+) -> tuple[Dataset, int]:
+    """Token ids, and how many of the notes are longer than `max_length` tokens.
+
+    Returns a data set in memory with `input_ids` (a list of windows a note, one unless `--long_notes windows`),
+    `length` (tokens of all windows, for batches of similar length) and, if given, `labels`.
+    """
+    windows = arguments.long_notes == "windows"
+    encoded = tokenizer(
+        texts,
+        truncation=True,
+        max_length=arguments.max_length,
+        stride=arguments.window_stride if windows else 0,
+        return_overflowing_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    input_ids: list[list[list[int]]] = [[] for _ in texts]
+    for note, ids in zip(encoded["overflow_to_sample_mapping"], encoded["input_ids"], strict=True):
+        input_ids[note].append(ids)
+    too_long = sum(len(note) > 1 for note in input_ids)
+    if not windows:
+        input_ids = [note[:1] for note in input_ids]
+    columns = {"input_ids": input_ids, "length": [sum(map(len, note)) for note in input_ids]}
+    if labels is not None:
+        columns["labels"] = labels.tolist()
+    return Dataset.from_dict(columns), too_long
+
+
+class WindowCollator:
+    """A batch of tokenised notes: windows stacked as rows and padded to the longest of the batch.
+
+    Gives `labels` (notes,) or (notes, classes), `input_ids` and `attention_mask` (rows, tokens), and, when any note has
+    several windows, `window_note` (rows,): which note of the batch a row belongs to.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int = 8):
+        self.tokenizer = tokenizer
+        self.pad_to_multiple_of = pad_to_multiple_of
+
+    def __call__(self, examples: list[dict]) -> dict:
+        batch = {}
+        if "labels" in examples[0]:  # first, because the Trainer reads the batch size off the first tensor
+            labels = torch.tensor([example["labels"] for example in examples])
+            batch["labels"] = labels.float() if labels.ndim == 2 else labels
+        rows = [window for example in examples for window in example["input_ids"]]
+        padded = self.tokenizer.pad(
+            {"input_ids": rows}, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt"
+        )
+        batch["input_ids"], batch["attention_mask"] = padded["input_ids"], padded["attention_mask"]
+        if len(rows) > len(examples):
+            counts = torch.tensor([len(example["input_ids"]) for example in examples])
+            batch["window_note"] = torch.repeat_interleave(torch.arange(len(examples)), counts)
+        return batch

@@ -1,0 +1,285 @@
+"""The report on finished runs: reads result files, trains nothing and opens no note.
+
+    python evaluate.py runs --output report
+
+`train.py` leaves one `result.json` a fold, written last; this command finds them under the folders it is given,
+checks that they may be compared, averages over folds and seeds, and has `report.py` draw the table and the figure.
+
+Exit code: 0 if every run is complete; 1 if the report was written but a run is missing, failed or incomplete or a
+file could not be used, and also if results contradict each other, in which case there is no report.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+
+# `evaluate` is also the Hugging Face library that metrics.py stands on, and this folder comes first on sys.path in
+# whatever is started here (python train.py, pytest, accelerate launch). So when this file is imported by that name
+# it steps aside: it loads the library, found on the rest of sys.path, in its own place. The functions below are then
+# defined in a module nobody sees; only `python evaluate.py` is our command.
+if __name__ == "evaluate":
+    here = Path(__file__).resolve().parent
+    elsewhere = [entry for entry in sys.path if Path(entry).resolve() != here]
+    spec = importlib.machinery.PathFinder.find_spec("evaluate", elsewhere)
+    if spec is None:
+        raise ModuleNotFoundError(
+            "the library 'evaluate' is not installed (evaluate.py in this folder is a command, not the library): "
+            "pip install evaluate",
+            name="evaluate",
+        )
+    sys.modules["evaluate"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["evaluate"])
+else:
+    import argparse
+    import json
+    import shlex
+
+    import pandas as pd
+
+    import report
+
+CELL = ["dataset", "model", "head", "tuning"]  # what one row of the table is
+AVERAGES = {  # the averages of precision, recall and F1 that each task has
+    "binary": ["macro", "weighted", "positive"],
+    "multi-class": ["macro", "weighted"],
+    "multi-label": ["macro", "weighted", "micro"],
+}
+SCORES = ["accuracy"]
+SCORES += [f"{name}_{a}" for a in ("macro", "weighted", "positive", "micro") for name in ("precision", "recall", "f1")]
+SCORES += ["hamming_loss", "auroc", "auprc", "mcc"]
+
+# The part of the files that is read, in their shape: field and type. TEXT may be null and is then read as "-".
+# results.py writes them; it is not imported for its version number, because that would load torch.
+SCHEMA_VERSION = 1
+TEXT, NUMBER, NUMBER_OR_NONE = str | None, int | float, int | float | None
+RUN = {"run_id": str, "dataset": str, "model": str, "head": TEXT, "tuning": TEXT}
+FAILURE = {"run": RUN, "error": str}
+RESULT = {
+    "run": RUN | dict.fromkeys(["seed", "fold", "num_folds", "num_seeds"], int),
+    "data": {
+        "fingerprint": str,
+        "task": str,
+        "class_names": list,
+        "splits": dict.fromkeys(["train", "validation", "test"], {"notes": int}),
+    },
+    "model": {"kind": str, "backbone": TEXT, "revision": TEXT, "stand_in_for": TEXT}
+    | dict.fromkeys(["trainable_parameters", "total_parameters"], int),
+    "metrics": {"collapsed": bool},
+    "cost": dict.fromkeys(["training_hours", "feature_hours"], NUMBER)
+    | dict.fromkeys(["evaluation_seconds", "peak_memory_mb"], NUMBER_OR_NONE),
+    "environment": {"git_commit": TEXT, "git_dirty": bool | None, "python": str, "packages": dict, "hardware": dict},
+}
+
+
+def main() -> int:
+    args = parse_args()
+    damaged: list[str] = []
+    results = pd.DataFrame(read_files(args.folders, "result.json", read_result, damaged))
+    failures = read_files(args.folders, "failed.json", read_failure, damaged)
+    failures = pd.DataFrame(failures, columns=[*CELL, "run_id", "failed", "path"])
+    plans = read_files(args.folders, "plan.tsv", read_plan, damaged)
+    for line in damaged:
+        print(f"evaluate.py: left out: {line}", file=sys.stderr)
+    if results.empty:
+        folders = ", ".join(map(str, args.folders))
+        return complain(f"no usable result.json under {folders} ({len(failures)} failed runs): train something first")
+    try:
+        check_comparable(results)
+        check_average(results, args.average)
+    except ValueError as error:
+        return complain(error)
+
+    missing = find_missing(plans, pd.concat([results, failures]))
+    cells = report.in_paper_order(aggregate(results, failures, missing))
+    command = shlex.join(["python", "evaluate.py", *map(str, args.folders), "--output", str(args.output)])
+    report.write_report(args.output, cells, results, args.average, damaged, f"{command} --average {args.average}")
+
+    for dataset, rows in cells.groupby("dataset", sort=False):
+        print(f"\n{dataset}\n{report.results_table(rows, args.average, 'simple')}")
+    problems = report.list_problems(cells)
+    stand_ins = [report.STAND_INS] if (cells.stand_in_for != "-").any() else []
+    print("\n".join(["", *stand_ins, *problems, f"report written to {args.output}"]))
+    return 1 if problems or damaged else 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="folder", help="where train.py wrote its runs")
+    parser.add_argument("--output", type=Path, default=Path("report"), help="folder of the report (default: report)")
+    parser.add_argument(
+        "--average",
+        default="macro",
+        choices=["macro", "weighted", "positive", "micro"],
+        help="how precision, recall and F1 are averaged over classes in the table and the figure; positive is the "
+        "positive class of a binary task, micro is for multi-label tasks (default: macro; the CSV holds them all)",
+    )
+    args = parser.parse_args()
+    for folder in args.folders:
+        if not folder.is_dir():
+            parser.error(f"{folder} is not a folder: give the folder train.py wrote its runs to")
+    return args
+
+
+def complain(problem: object) -> int:
+    print(f"evaluate.py: error: {problem}", file=sys.stderr)
+    return 1
+
+
+def read_files(folders: list[Path], name: str, read, damaged: list[str]) -> list[dict]:
+    """Every file called `name` under the folders, through `read`; what is wrong with the others goes to `damaged`."""
+    # one entry a file, also where one of the folders lies inside another
+    paths = {path.resolve(): path for folder in folders for path in folder.rglob(name)}
+    records = []
+    for path in sorted(paths.values()):
+        try:
+            records.append(read(path) | {"path": path})
+        except ValueError as error:
+            damaged.append(f"{path}: {error}")
+    return records
+
+
+def read_result(path: Path) -> dict:
+    """One fold as a flat record: the fields of RESULT under their own names, and SCORES, each of which may be None."""
+    content = load_json(path, "finished", RESULT)
+    task, metrics = content["data"]["task"], content["metrics"]
+    if task not in AVERAGES:
+        raise ValueError(f"data.task is none of {', '.join(AVERAGES)}")
+    required = [f"{name}_{average}" for average in AVERAGES[task] for name in ("precision", "recall", "f1")]
+    present = [score for score in SCORES if score in metrics]
+    check_fields(content, {"metrics": dict.fromkeys(["accuracy", *required, *present], NUMBER_OR_NONE)})
+    record = {key: content[part][key] for part, fields in RESULT.items() for key in fields}
+    record["class_names"] = tuple(map(str, record["class_names"]))
+    return record | {score: metrics.get(score) for score in SCORES}
+
+
+def read_failure(path: Path) -> dict:
+    content = load_json(path, "failed", FAILURE)
+    run, reason = content["run"], " ".join(content["error"].split())
+    return run | {"failed": f"{run['run_id']}: {reason}"}
+
+
+def read_plan(path: Path) -> dict:
+    """The runs that run_all.sh set out to do: one line each, run id, model, head and tuning with tabs between."""
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 4:
+            raise ValueError(f"line {number} has {len(row)} fields, not run id, model, head, tuning with tabs between")
+    return {"runs": [dict(zip(["run_id", *CELL[1:]], row, strict=True)) for row in rows]}
+
+
+def load_json(path: Path, status: str, schema: dict) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        # only the kind of error: the file may be anything, and what it holds is not ours to print
+        raise ValueError(f"cannot be read as JSON ({type(error).__name__})") from None
+    if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"not a file of schema version {SCHEMA_VERSION}")
+    if content.get("status") != status:
+        raise ValueError(f"its status is not '{status}'")
+    check_fields(content, schema)
+    return content
+
+
+def check_fields(content: object, schema: dict, place: str = "") -> None:
+    """Raises ValueError for a field that lacks or is of another type; puts "-" for a TEXT that is null."""
+    for field, expected in schema.items():
+        if not isinstance(content, dict) or field not in content:
+            raise ValueError(f"lacks {place}{field}")
+        if isinstance(expected, dict):
+            check_fields(content[field], expected, f"{place}{field}.")
+        elif not isinstance(content[field], expected):
+            raise ValueError(f"{place}{field} is of the wrong type, {type(content[field]).__name__}")
+        elif expected == TEXT and content[field] is None:
+            content[field] = "-"
+
+
+def check_comparable(results: pd.DataFrame) -> None:
+    """Raises ValueError if a fold is there twice, or if what would be averaged or put side by side is not alike."""
+    twice = results[results.duplicated([*CELL, "seed", "fold"], keep=False)]
+    if len(twice):
+        raise ValueError(
+            f"the same model, seed and fold more than once, remove all but one of: {', '.join(map(str, twice.path))}"
+        )
+    alike = [
+        (["dataset"], ["fingerprint", "task", "class_names"], "different notes, tasks or classes under one data set"),
+        (CELL, ["num_folds", "backbone", "revision", "stand_in_for"], "different folds or backbones under one name"),
+    ]
+    for keys, columns, problem in alike:
+        for _, group in results.groupby(keys):
+            variants = [rows for _, rows in group.groupby(columns)]
+            if len(variants) > 1:
+                folders = [sorted({str(path.parent.parent) for path in rows.path}) for rows in variants]
+                raise ValueError(
+                    f"{problem} ({', '.join(group.iloc[0][keys])}), report them apart: "
+                    + " | ".join(", ".join(names) for names in folders)
+                )
+
+
+def check_average(results: pd.DataFrame, average: str) -> None:
+    for dataset, task in results.groupby("dataset").task.first().items():
+        if average not in AVERAGES[task]:
+            allowed = ", ".join(AVERAGES[task])
+            raise ValueError(f"--average {average}: {dataset} is a {task} task, which has {allowed}")
+
+
+def find_missing(plans: list[dict], seen: pd.DataFrame) -> pd.DataFrame:
+    """The planned runs that left neither a result nor a failure beneath the folder of their plan."""
+    missing = []
+    for plan in plans:
+        beneath = seen[[path.is_relative_to(plan["path"].parent) for path in seen.path]]
+        datasets = beneath.dataset.unique()
+        # a plan does not name its data set: with several beneath it, which one the run was meant for is not known
+        dataset = datasets[0] if len(datasets) == 1 else "data set not known"
+        planned = [run for run in plan["runs"] if run["run_id"] not in set(beneath.run_id)]
+        missing += [run | {"dataset": dataset, "missing": run["run_id"]} for run in planned]
+    return pd.DataFrame(missing, columns=[*CELL, "missing"])
+
+
+def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell: mean, sample standard deviation and count of every score over folds and seeds, and the cost.
+
+    Training hours are the sum over folds and seeds. Feature hours are the largest of any fold: the forward pass over
+    the notes is made once and shared by every fold, so that adding them up would count it several times.
+    """
+    groups = results.groupby(CELL)
+    cells = groups.agg(
+        task=("task", "first"),
+        fingerprint=("fingerprint", "first"),
+        kind=("kind", "first"),
+        stand_in_for=("stand_in_for", "first"),
+        folds_finished=("fold", "size"),
+        folds_expected=("num_folds", "first"),
+        seeds=("seed", "nunique"),
+        collapsed_folds=("collapsed", "sum"),
+        # the largest of any fold: the baseline's vocabulary, and so its size, varies
+        trainable_parameters=("trainable_parameters", "max"),
+        total_parameters=("total_parameters", "max"),
+        training_hours=("training_hours", "sum"),
+        feature_hours=("feature_hours", "max"),
+        evaluation_seconds=("evaluation_seconds", "sum"),
+        peak_memory_mb=("peak_memory_mb", "max"),
+    )
+    # seeds may have been planned in one run (num_seeds) or added one run at a time
+    cells["folds_expected"] *= groups.num_seeds.max().clip(lower=cells.seeds)
+    scores = results.astype(dict.fromkeys(SCORES, float)).groupby(CELL)[SCORES].agg(["mean", "std", "count"])
+    scores.columns = [f"{score}_{'sd' if what == 'std' else what}" for score, what in scores.columns]
+    cells = cells.join(scores)
+
+    for column, runs in (("failed", failures), ("missing", missing)):
+        cells = cells.join(runs.groupby(CELL)[column].agg("; ".join), how="outer")
+    cells = cells.reset_index().fillna({"failed": "", "missing": "", "stand_in_for": "-"})
+    counts = ["folds_finished", "folds_expected", "seeds", "collapsed_folds"]
+    cells[counts] = cells[counts].fillna(0).astype(int)
+    cells["status"] = "complete"
+    cells.loc[cells.folds_finished < cells.folds_expected, "status"] = "incomplete"
+    cells.loc[cells.folds_finished == 0, "status"] = "missing"
+    cells.loc[(cells.folds_finished == 0) & (cells.failed != ""), "status"] = "failed"
+    return cells
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""From arguments to a model: which one, and what of it is trained.
+
+Joins the encoders (backbones.py), the structures (heads.py), LoRA (peft) and the small Transformers
+(scratch_model.py).
+"""
+
+import logging
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from backbones import find_backbone, load_config_and_tokenizer, longest_input
+from data import DataArguments, Notes
+from heads import HEADS, EncoderWithHeadForSequenceClassification, attention_projections
+from scratch_model import ScratchConfig, ScratchForSequenceClassification
+from tokenization import train_tokenizer
+
+logger = logging.getLogger("train")
+
+SCRATCH_MODELS = {"transformer": 0, "moe-transformer": 4}  # name -> experts
+TUNINGS = ("frozen", "lora", "full")
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how it is trained beyond the TrainingArguments."""
+
+    model: str = field(
+        metadata={
+            "help": "camembert-bio, alibert, drbert, any Hub id or local folder; transformer or moe-transformer (from "
+            "scratch); tfidf (the baseline)."
+        }
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Commit or tag of the encoder on the Hub."})
+    head: str = field(
+        default="grn",
+        metadata={"help": f"Structure on a pretrained encoder: {', '.join(HEADS)}.", "choices": [*HEADS]},
+    )
+    tuning: str = field(
+        default="frozen",
+        metadata={
+            "help": "What is trained of a pretrained encoder beside its head: nothing (frozen), LoRA on the attention "
+            "projections (lora), everything (full).",
+            "choices": [*TUNINGS],
+        },
+    )
+    head_size: int = field(default=0, metadata={"help": "Narrow width of the structure; 0: its default in heads.py."})
+    pooling: str = field(
+        default="mean",
+        metadata={"help": "Tokens to one vector: mean over tokens or first (cls).", "choices": ["mean", "cls"]},
+    )
+    dropout: float = field(default=0.1, metadata={"help": "Dropout in head and classifier, and in the small models."})
+    lora_r: int = field(default=8, metadata={"help": "Rank of LoRA; its scale alpha is twice the rank (ours)."})
+    vocab_size: int = field(default=6000, metadata={"help": "Largest vocabulary of a model trained from scratch."})
+    class_weights: str = field(
+        default="balanced",
+        metadata={
+            "help": "Weigh classes in the loss inversely to their size, or not.",
+            "choices": ["balanced", "none"],
+        },
+    )
+    early_stopping_patience: int = field(
+        default=3, metadata={"help": "Epochs without a better validation score before training stops; 0: never."}
+    )
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Train every fold once for each of these seeds (default: --seed alone)."}
+    )
+    keep_model: bool = field(
+        default=True,
+        metadata={
+            "help": "Leave a model for use in OUTPUT_DIR/model: the single split's own, or with folds one more, "
+            "trained on all notes for as long and with the thresholds that the folds chose."
+        },
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete earlier results in OUTPUT_DIR first."})
+
+    @property
+    def kind(self) -> str:
+        """The row of RECIPES."""
+        if self.model == "tfidf":
+            return "baseline"
+        return "scratch" if self.model in SCRATCH_MODELS else self.tuning
+
+    @property
+    def run_id(self) -> str:
+        """The default name of the run's folder."""
+        structure = [] if self.kind in ("baseline", "scratch") else [self.head, self.tuning]
+        return "-".join([self.name.replace("/", "--"), *structure])
+
+    @property
+    def name(self) -> str:
+        """How tables call the model: the alias or Hub id, or the folder's name."""
+        path = Path(self.model).expanduser()
+        return path.absolute().name if path.is_dir() else self.model
+
+
+def build_model(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    notes: Notes,
+    train: np.ndarray,
+    folder: Path,
+    main_first: AbstractContextManager,
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, dict]:
+    """The model and tokenizer of one fold, and what the result file says of the model.
+
+    A model from scratch gets a tokenizer trained on the `train` notes alone, kept in `folder` for a resumed run.
+    """
+    labels = dict(
+        id2label=dict(enumerate(notes.class_names)),
+        label2id={name: number for number, name in enumerate(notes.class_names)},
+        problem_type="multi_label_classification" if notes.task == "multi-label" else "single_label_classification",
+    )
+    described = {"kind": "scratch", "backbone": None, "revision": None, "stand_in_for": None}
+    if model_args.model in SCRATCH_MODELS:
+        with main_first:
+            if not (folder / "tokenizer_config.json").is_file():
+                train_tokenizer(
+                    [notes.texts[row] for row in train],
+                    family="bpe",
+                    vocab_size=model_args.vocab_size,
+                    max_length=data_args.max_length,
+                    groups=None if notes.groups is None else notes.groups[train],
+                ).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = ScratchForSequenceClassification(
+            ScratchConfig(
+                vocab_size=len(tokenizer),
+                max_position_embeddings=data_args.max_length,
+                dropout=model_args.dropout,
+                num_experts=SCRATCH_MODELS[model_args.model],
+                pad_token_id=tokenizer.pad_token_id,
+                **labels,
+            )
+        )
+    else:
+        backbone = find_backbone(model_args.model, model_args.model_revision)
+        encoder_config, tokenizer = load_config_and_tokenizer(backbone)
+        revision = getattr(encoder_config, "_commit_hash", None)  # None for a local folder
+        described |= {"kind": "pretrained", "backbone": backbone.hub_id, "revision": revision}
+        described["stand_in_for"] = getattr(encoder_config, "stand_in_for", None)
+        model = EncoderWithHeadForSequenceClassification.from_encoder(
+            backbone.hub_id,
+            revision=revision,
+            head=model_args.head,
+            head_size=model_args.head_size,
+            tuning=model_args.tuning,
+            pooling=model_args.pooling,
+            dropout=model_args.dropout,
+            **labels,
+        )
+        if model_args.tuning == "frozen":
+            # Checkpoints during training then hold the head alone, not 440 MB of unchanged encoder an epoch.
+            model._keys_to_ignore_on_save = [name for name in model.state_dict() if name.startswith("encoder.")]
+        if model_args.tuning == "lora":
+            model = get_peft_model(
+                model,
+                LoraConfig(
+                    r=model_args.lora_r,
+                    lora_alpha=2 * model_args.lora_r,
+                    lora_dropout=0.05,
+                    target_modules=attention_projections(model),
+                    # peft freezes and forgets every other part of ours that is not named here
+                    modules_to_save=[
+                        name for name in ("head", "classifier") if any(model.get_submodule(name).parameters())
+                    ],
+                ),
+            )
+    parameters = list(model.parameters())
+    described["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
+    described["total_parameters"] = sum(p.numel() for p in parameters)
+    return model, tokenizer, described
+
+
+def check_max_length(model_args: ModelArguments, data_args: DataArguments):
+    """Lower --max_length to what the encoder takes, and say so: past that it would fail with an index error."""
+    if model_args.kind in ("baseline", "scratch"):
+        return
+    config, _ = load_config_and_tokenizer(find_backbone(model_args.model, model_args.model_revision))
+    longest = longest_input(config)
+    if longest and longest < data_args.max_length:
+        logger.warning("max_length %d is more than the encoder takes: %d used", data_args.max_length, longest)
+        data_args.max_length = longest

@@ -1,0 +1,94 @@
+"""The result file: the one contract between training and everything that reads results.
+
+A run is one model on all its folds; it lives in one folder, with one folder a fold:
+
+    runs/drbert-grn-frozen/fold-0/result.json           written last: a file that exists is a fold that finished
+    runs/drbert-grn-frozen/fold-0/predictions.parquet   note id, label, probabilities; never text
+    runs/drbert-grn-frozen/model/                       the model kept for use
+    runs/drbert-grn-frozen/failed.json                  why the run did not finish, if it did not
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+SCHEMA_VERSION = 1
+RESULT_FILE, FAILURE_FILE, PREDICTIONS_FILE = "result.json", "failed.json", "predictions.parquet"
+MODEL_FACTS = "frugal_notes.json"  # beside a kept model: task, classes, threshold, length, as predict.py needs them
+PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "scikit-learn", "tokenizers")
+
+
+def write_json(path: Path, content: dict):
+    """Write all of it or nothing: through a temporary name in the same folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_result(folder: Path, result: dict, ids: np.ndarray, labels: np.ndarray, probabilities: np.ndarray):
+    """Predictions on the test part first, the result file last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = pd.DataFrame({"id": ids, "label": labels.tolist(), "probabilities": probabilities.tolist()})
+    predictions.to_parquet(folder / PREDICTIONS_FILE, index=False)
+    write_json(folder / RESULT_FILE, {"schema_version": SCHEMA_VERSION, "status": "finished", **result})
+
+
+def read_finished(folder: Path) -> dict | None:
+    """The fold's result, or None if it has not finished."""
+    path = folder / RESULT_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def describe_environment() -> dict:
+    """Commit, versions and hardware that the result came from."""
+
+    def git(*arguments: str) -> str | None:
+        here = Path(__file__).parent
+        done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "git_commit": git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "hardware": {
+            "cpu": _cpu_name(),
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "processes": int(os.environ.get("WORLD_SIZE", 1)),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mb() -> float:
+    """The most memory (10^6 bytes) that this process has held so far, on the GPU where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,70 @@
+"""Result files as train.py writes them, with invented numbers."""
+
+import json
+from pathlib import Path
+
+HEADLINE = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "precision_weighted", "recall_weighted")
+EXTRA = {
+    "binary": ("precision_positive", "recall_positive", "f1_positive"),
+    "multi-class": (),
+    "multi-label": ("precision_micro", "recall_micro", "f1_micro", "hamming_loss"),
+}
+
+
+def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dict:
+    """A result in which every score is `score`; run__seed=1 among the changes puts 1 under "run", "seed"."""
+    task = changes.get("data__task", "binary")
+    names = (*HEADLINE, "f1_weighted", "auroc", "auprc", "mcc", *EXTRA.get(task, ()))
+    scores = dict.fromkeys(names, score) | {"per_class": {}, "confusion_matrix": [[1, 0], [0, 1]], "collapsed": False}
+    splits = {"train": 60, "validation": 20, "test": 20}
+    result = {
+        "schema_version": 1,
+        "status": "finished",
+        "run": {"run_id": run_id, "model": "drbert", "head": "grn", "tuning": "frozen", "seed": 0, "fold": fold}
+        | {"num_folds": 3, "num_seeds": 1, "dataset": "synthetic"},
+        "arguments": {},
+        "data": {
+            "fingerprint": "abc123",
+            "task": task,
+            "class_names": ["absent", "present"],
+            "splits": {name: {"notes": size, "groups": size, "labels": {}} for name, size in splits.items()},
+        },
+        "model": {"kind": "pretrained", "backbone": "Dr-BERT/DrBERT-7GB", "revision": "0f1e", "stand_in_for": None}
+        | {"trainable_parameters": 1_771_778, "total_parameters": 112_000_000, "thresholds": None},
+        "metrics": scores,
+        "validation": scores,
+        "cost": {"training_hours": 0.25, "feature_hours": 0.0, "evaluation_seconds": 1.2, "peak_memory_mb": 900.0}
+        | {"epochs": 7, "best_epoch": 4},
+        "environment": {
+            "git_commit": "0123456789abcdef0123",
+            "git_dirty": False,
+            "python": "3.11.9",
+            "packages": {"torch": "2.13.0"},
+            "hardware": {"cpu": "a processor", "cores": 2, "gpu": None},
+        },
+    }
+    for place, value in changes.items():
+        *parents, last = place.split("__")
+        part = result
+        for parent in parents:
+            part = part[parent]
+        part[last] = value
+    return result
+
+
+def write_result(folder: Path, *args, **changes) -> Path:
+    """Writes make_result(*args, **changes) where train.py would put it below the folder; returns the file's path."""
+    result = make_result(*args, **changes)
+    path = folder / result["run"]["run_id"] / f"fold-{result['run']['fold']}" / "result.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result), encoding="utf-8")
+    return path
+
+
+def write_failure(
+    folder: Path, run_id: str, model="drbert", head="grn", tuning="frozen", error="out of memory"
+) -> None:
+    (folder / run_id).mkdir(parents=True, exist_ok=True)
+    run = {"run_id": run_id, "model": model, "head": head, "tuning": tuning, "dataset": "synthetic"}
+    content = {"schema_version": 1, "status": "failed", "run": run, "error": error}
+    (folder / run_id / "failed.json").write_text(json.dumps(content), encoding="utf-8")

@@ -1,0 +1,308 @@
+"""The command reads, checks and averages result files; imported by name, evaluate.py gives way to the library."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from result_factory import write_failure, write_result
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# under another name, for under its own it is the library
+spec = importlib.util.spec_from_file_location("evaluate_command", ROOT / "evaluate.py")
+command = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(command)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def evaluate(runs, monkeypatch, capsys):
+    """Runs the command on the folder of runs: exit code, what it printed, what it complained of, the CSV's rows."""
+
+    def run(*options, folders=(runs,)):
+        output = runs.parent / "report"
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, folders), "--output", str(output), *options])
+        code = command.main()
+        printed, complaints = capsys.readouterr()
+        csv = output / "results.csv"
+        return code, printed, complaints, pd.read_csv(csv) if csv.exists() else None
+
+    return run
+
+
+def python(*arguments):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_import_gives_the_library():
+    # a submodule first: its parent, our file, must have given way before it is looked for
+    done = python("-c", "import evaluate.utils, evaluate; print(evaluate.Metric.__module__, evaluate.__file__)")
+    assert done.returncode == 0, done.stderr
+    metric_module, file = done.stdout.split()
+    assert metric_module == "evaluate.module"
+    assert Path(file).name == "__init__.py" and Path(file).parent != ROOT
+
+
+def test_import_says_that_the_library_is_missing():
+    done = python("-S", "-c", "import evaluate")  # -S: no installed packages
+    assert done.returncode != 0
+    assert "ModuleNotFoundError: the library 'evaluate' is not installed" in done.stderr
+
+
+def test_script_is_our_command():
+    done = python("evaluate.py", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--average {macro,weighted,positive,micro}" in done.stdout
+
+
+def test_mean_sd_and_hours(runs, evaluate):
+    for fold, (score, hours) in enumerate([(0.80, 0.5), (0.90, 0.25), (0.85, 0.125)]):
+        write_result(runs, fold=fold, score=score, cost__training_hours=hours, cost__feature_hours=0.0625)
+    code, printed, complaints, rows = evaluate()
+    assert (code, complaints) == (0, "")
+    (row,) = rows.to_dict("records")
+    for score in ("accuracy", "f1_macro", "f1_weighted", "f1_positive", "auroc"):
+        assert row[f"{score}_mean"] == pytest.approx(0.85)
+        assert row[f"{score}_sd"] == pytest.approx(0.05)  # sqrt((0.0025 + 0.0025 + 0) / 2)
+    assert row["training_hours"] == 0.875  # summed over folds
+    assert row["feature_hours"] == 0.0625  # one pass for all folds
+    assert (row["folds_finished"], row["folds_expected"], row["status"]) == (3, 3, "complete")
+    assert "0.850 ± 0.050" in printed and "F1 (macro)" in " ".join(printed.split())
+
+
+def test_one_fold_has_no_sd(runs, evaluate):
+    write_result(runs, run__num_folds=1)
+    code, printed, _, rows = evaluate()
+    assert code == 0
+    assert pd.isna(rows.f1_macro_sd[0]) and rows.f1_macro_mean[0] == 0.8
+    assert "±" not in printed
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_folds_of_every_seed_are_expected(runs, evaluate, num_seeds):
+    """Whether two seeds were asked for in one run or added as two runs of one."""
+    for seed in (0, 1):
+        for fold in range(3 - seed):
+            write_result(runs, f"seed-{seed}", fold, run__seed=seed, run__num_seeds=num_seeds)
+    code, _, _, rows = evaluate()
+    assert (rows.folds_finished[0], rows.folds_expected[0], rows.seeds[0]) == (5, 6, 2)
+    assert (rows.status[0], code) == ("incomplete", 1)
+
+
+def test_incomplete_failed_and_missing_are_told_apart(runs, evaluate):
+    write_result(runs, "grn", fold=0)
+    write_failure(runs, "grn", error="killed\nin fold 1")
+    write_failure(runs, "adapter", head="adapter")
+    planned = ["grn\tdrbert\tgrn\tfrozen", "adapter\tdrbert\tadapter\tfrozen", "tfidf\ttfidf\t-\t-"]
+    (runs / "plan.tsv").write_text("\n".join(planned) + "\n")
+    code, printed, _, rows = evaluate()
+    assert code == 1
+    assert dict(zip(rows["head"], rows.status, strict=True)) == {
+        "-": "missing",
+        "adapter": "failed",
+        "grn": "incomplete",
+    }
+    assert set(rows.dataset) == {"synthetic"}
+    assert "incomplete: drbert grn frozen: 1 of 3 folds" in printed
+    assert "failed: drbert grn frozen: grn: killed in fold 1" in printed
+    assert "failed: drbert adapter frozen: adapter: out of memory" in printed
+    assert "missing: tfidf: planned as tfidf, no result" in printed
+
+
+def test_complete_plan_is_not_a_problem(runs, evaluate):
+    write_result(runs, "tfidf", run__num_folds=1, run__model="tfidf", run__head=None, run__tuning=None)
+    (runs / "plan.tsv").write_text("tfidf\ttfidf\t-\t-\n")
+    code, _, complaints, rows = evaluate()
+    assert (code, complaints) == (0, "")
+    assert rows.loc[0, ["model", "head", "tuning", "status"]].tolist() == ["tfidf", "-", "-", "complete"]
+
+
+def test_a_seed_that_was_planned_and_not_run(runs, evaluate):
+    """The row has folds enough by what its results say; only the plan knows of the other seed."""
+    write_result(runs, "grn-seed-0", run__num_folds=1)
+    (runs / "plan.tsv").write_text("grn-seed-0\tdrbert\tgrn\tfrozen\ngrn-seed-1\tdrbert\tgrn\tfrozen\n")
+    code, printed, _, rows = evaluate()
+    assert (code, rows.status.tolist()) == (1, ["complete"])
+    assert "a run MISSING" in printed and "planned as grn-seed-1, no result" in printed
+
+
+def test_a_plan_holds_for_its_own_folder(runs, evaluate):
+    """Two grids side by side, each with its plan: what one lacks is not excused by the other's run of that name."""
+    write_result(runs / "a", "tfidf", run__num_folds=1, run__model="tfidf", run__head=None, run__tuning=None)
+    write_result(runs / "b", "grn", run__num_folds=1, run__dataset="notes.csv", data__fingerprint="def456")
+    for folder in ("a", "b"):
+        (runs / folder / "plan.tsv").write_text("tfidf\ttfidf\t-\t-\n")
+    code, _, _, rows = evaluate()
+    assert code == 1
+    assert rows[rows.status == "missing"][["dataset", "model"]].values.tolist() == [["notes.csv", "tfidf"]]
+
+
+def test_damaged_plan_is_named(runs, evaluate):
+    write_result(runs, run__num_folds=1)
+    (runs / "plan.tsv").write_text("tfidf tfidf - -\n")
+    code, _, complaints, _ = evaluate()
+    assert code == 1
+    assert "plan.tsv: line 1 has 1 fields" in complaints
+
+
+def test_duplicates_are_named(runs, evaluate):
+    paths = [write_result(runs, run_id) for run_id in ("first", "second")]
+    code, _, complaints, rows = evaluate()
+    assert code == 1 and rows is None
+    assert "more than once" in complaints and all(str(path) in complaints for path in paths)
+
+
+def test_a_file_found_through_two_folders_is_no_duplicate(runs, evaluate):
+    path = write_result(runs, run__num_folds=1)
+    code, _, _, rows = evaluate(folders=(runs, path.parent))
+    assert code == 0 and rows.folds_finished.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data__fingerprint": "def456"},
+        {"data__class_names": ["no", "yes"]},
+        {"data__task": "multi-class"},
+    ],
+)
+def test_different_data_under_one_name_are_refused(runs, evaluate, change):
+    write_result(runs, "one", run__head="grn")
+    write_result(runs, "other", run__head="linear", **change)
+    code, _, complaints, rows = evaluate()
+    assert code == 1 and rows is None
+    assert "different notes, tasks or classes" in complaints
+    assert str(runs / "one") in complaints and str(runs / "other") in complaints
+
+
+@pytest.mark.parametrize(
+    "change", [{"run__num_folds": 5}, {"model__stand_in_for": "drbert"}, {"model__revision": "9"}]
+)
+def test_different_runs_are_not_averaged(runs, evaluate, change):
+    write_result(runs, "one", fold=0)
+    write_result(runs, "other", fold=1, **change)
+    code, _, complaints, rows = evaluate()
+    assert code == 1 and rows is None
+    assert "different folds or backbones under one name (synthetic, drbert, grn, frozen)" in complaints
+
+
+def test_two_data_sets_are_two_tables(runs, evaluate):
+    write_result(runs, "one", run__num_folds=1)
+    write_result(runs, "other", run__num_folds=1, run__dataset="notes.csv", data__fingerprint="def456")
+    code, printed, _, rows = evaluate()
+    assert code == 0 and rows.dataset.tolist() == ["notes.csv", "synthetic"]
+    assert printed.count("Model") == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"schema_version": 1, "status": "fini', "cannot be read as JSON (JSONDecodeError)"),
+        ('["le patient tousse"]', "not a file of schema version 1"),
+        ('{"schema_version": 2, "status": "finished"}', "not a file of schema version 1"),
+        ('{"schema_version": 1, "status": "running"}', "its status is not 'finished'"),
+        ('{"schema_version": 1, "status": "finished", "run": {"run_id": "x"}}', "lacks run.dataset"),
+    ],
+)
+def test_damaged_file_is_named_and_left_out(runs, evaluate, content, problem):
+    write_result(runs, run__num_folds=1)
+    damaged = runs / "damaged" / "result.json"
+    damaged.parent.mkdir()
+    damaged.write_text(content)
+    code, _, complaints, rows = evaluate()
+    assert code == 1 and len(rows) == 1
+    assert f"left out: {damaged}: {problem}" in complaints
+    assert "tousse" not in complaints
+    assert f"- {damaged}: {problem}" in (runs.parent / "report" / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"data__task": "regression"}, "data.task is none of binary, multi-class, multi-label"),
+        ({"metrics__f1_macro": "0.8"}, "metrics.f1_macro is of the wrong type, str"),
+        ({"metrics__auroc": []}, "metrics.auroc is of the wrong type, list"),
+        ({"cost__training_hours": None}, "cost.training_hours is of the wrong type, NoneType"),
+        ({"data__splits__test": {}}, "lacks data.splits.test.notes"),
+        ({"metrics": {"collapsed": False}}, "lacks metrics.accuracy"),
+    ],
+)
+def test_wrong_field_is_named(tmp_path, change, problem):
+    path = write_result(tmp_path, **change)
+    with pytest.raises(ValueError, match=f"^{problem}"):
+        command.read_result(path)
+
+
+@pytest.mark.parametrize(
+    ("task", "average", "allowed"),
+    [
+        ("binary", "micro", "macro, weighted, positive"),
+        ("multi-class", "positive", "macro, weighted"),
+        ("multi-label", "positive", "macro, weighted, micro"),
+    ],
+)
+def test_average_that_the_task_lacks(runs, evaluate, task, average, allowed):
+    write_result(runs, data__task=task)
+    code, _, complaints, rows = evaluate("--average", average)
+    assert code == 1 and rows is None
+    assert complaints.endswith(f"--average {average}: synthetic is a {task} task, which has {allowed}\n")
+
+
+def test_average_is_the_one_asked_for(runs, evaluate):
+    write_result(runs, run__num_folds=1, data__task="multi-label", metrics__f1_micro=0.625)
+    code, printed, _, _ = evaluate("--average", "micro")
+    assert code == 0
+    assert "F1 (micro)" in " ".join(printed.split()) and "0.625" in printed
+    assert "F1 (micro)" in (runs.parent / "report" / "results.md").read_text()
+
+
+def test_undefined_score_is_left_out_of_its_mean(runs, evaluate):
+    write_result(runs, fold=0, score=0.6)
+    write_result(runs, fold=1, score=0.8)
+    write_result(runs, fold=2, score=0.9, metrics__auroc=None)
+    code, printed, _, rows = evaluate()
+    assert code == 0
+    assert rows.auroc_mean[0] == pytest.approx(0.7) and rows.auroc_count[0] == 2
+    assert "AUROC over 2 of 3 folds" in printed
+
+
+def test_score_undefined_in_every_fold(runs, evaluate):
+    write_result(runs, run__num_folds=1, metrics__auroc=None, metrics__f1_macro=None)
+    code, printed, _, rows = evaluate()
+    assert code == 0 and pd.isna(rows.auroc_mean[0])
+    assert "nan" not in printed
+
+
+def test_collapsed_and_stand_in_are_said(runs, evaluate):
+    for fold in range(3):
+        write_result(runs, fold=fold, metrics__collapsed=fold == 1, model__stand_in_for="drbert")
+    code, printed, _, rows = evaluate()
+    assert code == 0 and rows.collapsed_folds[0] == 1
+    assert "1 of 3 folds COLLAPSED" in printed
+    assert "drbert (stand-in)" in printed and "say nothing about the real CamemBERT-bio" in printed
+
+
+def test_nothing_to_report_is_one_line(runs, evaluate):
+    write_failure(runs, "grn")
+    code, printed, complaints, rows = evaluate()
+    assert (code, printed, rows) == (1, "", None)
+    assert complaints == (
+        f"evaluate.py: error: no usable result.json under {runs} (1 failed runs): train something first\n"
+    )
+
+
+def test_no_such_folder(runs, evaluate, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(folders=(runs / "absent",))
+    assert "absent is not a folder" in capsys.readouterr().err

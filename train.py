@@ -1,0 +1,406 @@
+"""Train one model on all its folds and write one result file a fold.
+
+    accelerate launch train.py --dataset notes.csv --model drbert --head grn --output_dir runs/drbert-grn
+
+`main` reads like the methods section: arguments, notes, splits; for each seed and fold a model built after seeding,
+trained, selected on validation, its threshold tuned there, and the test part read once; then the model kept for use.
+A fold whose result.json exists is finished and is not done again; an interrupted one resumes from its last checkpoint.
+"""
+
+import os
+
+# Before the libraries read it: tokenising is parallel until a data loader forks, then it would only warn.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+import logging
+import shutil
+import statistics
+import sys
+import time
+import traceback
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from transformers import HfArgumentParser, TrainingArguments
+
+import hub
+from backbones import BackboneError
+from baseline import Settings
+from data import DataArguments, DataError, Notes, load_notes
+from metrics import NoteClassificationMetric, tune_thresholds
+from models import TUNINGS, ModelArguments, check_max_length
+from results import (
+    FAILURE_FILE,
+    MODEL_FACTS,
+    SCHEMA_VERSION,
+    describe_environment,
+    peak_memory_mb,
+    read_finished,
+    write_json,
+    write_result,
+)
+from splits import Split, draw_splits, report_repeated_texts
+from trainer import Trained, train_baseline, train_network
+
+logger = logging.getLogger("train")
+
+# What differs from the defaults of TrainingArguments, for each kind of model; the command line wins. All ours: of
+# these the paper's public text only says that batches had at most 8 notes, for want of memory (2 GB).
+RECIPES = {
+    "frozen": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=32, warmup_steps=0.1),
+    "lora": dict(learning_rate=5e-4, num_train_epochs=10, per_device_train_batch_size=16, warmup_steps=0.1),
+    "full": dict(learning_rate=3e-5, num_train_epochs=10, per_device_train_batch_size=8, warmup_steps=0.1),
+    "scratch": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=32, warmup_steps=0.1),
+    "baseline": dict(),
+}
+COMMON_RECIPE = dict(
+    weight_decay=0.01,
+    per_device_eval_batch_size=64,
+    eval_strategy="epoch",
+    save_strategy="epoch",
+    logging_strategy="epoch",
+    load_best_model_at_end=True,
+    save_total_limit=1,
+    restore_callback_states_from_checkpoint=True,  # else a resumed run would forget its early-stopping count
+    train_sampling_strategy="group_by_length",
+    remove_unused_columns=False,
+    label_names=["labels"],
+    dataloader_pin_memory=torch.cuda.is_available(),
+    disable_tqdm=True,  # one line an epoch instead, which also reads well in a log file
+    seed=0,
+)
+# The training arguments that can move a number: a finished fold made with others is not this run's.
+DECISIVE = (
+    "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps "
+    "lr_scheduler_type optim weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor "
+    "bf16 fp16 tf32 neftune_noise_alpha train_sampling_strategy metric_for_best_model"
+).split()
+
+
+class ArgumentError(ValueError):
+    """Arguments that do not go together; the message is one line for the user."""
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """The command line over the recipe of its kind of model over the defaults of the libraries."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__.splitlines()[0])
+    first_look, _ = parser.parse_known_args(argv)  # the recipe depends on --model and --tuning
+    chosen = ModelArguments(model=first_look.model, head=first_look.head, tuning=first_look.tuning)
+    parser.set_defaults(**COMMON_RECIPE, **RECIPES[chosen.kind], output_dir=f"runs/{chosen.run_id}")
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
+    # TrainingArguments fill in "loss" where nothing was asked for; ours depends on the task, which the notes tell.
+    training_args.metric_for_best_model = first_look.metric_for_best_model
+    if model_args.seeds is None:
+        model_args.seeds = [training_args.seed]
+    if len(set(model_args.seeds)) < len(model_args.seeds):
+        raise ArgumentError(f"--seeds {' '.join(map(str, model_args.seeds))}: give each seed once.")
+    if training_args.push_to_hub and model_args.model == "tfidf":
+        raise ArgumentError("--push_to_hub: the vocabulary of tfidf spells out words of the notes; it is not pushed.")
+    if training_args.push_to_hub and not model_args.keep_model:
+        raise ArgumentError("--push_to_hub with --keep_model False: there would be no model to push.")
+    return model_args, data_args, training_args
+
+
+# ---- one fold ------------------------------------------------------------------------------------------------------
+
+
+def run_fold(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    notes: Notes,
+    split: Split,
+    seed: int,
+    folder: Path,
+    settings: dict,
+) -> tuple[Trained, np.ndarray, dict]:
+    """Train on one fold, tune its threshold on validation, read its test part once.
+
+    Returns the trained model, its probabilities on the test part, and the result but for its `run` section.
+    """
+    checkpoints = folder / "checkpoints"
+    if model_args.kind == "baseline":
+        trained = train_baseline(notes, split)
+    else:
+        with training_args.main_process_first(local=False):
+            if training_args.process_index == 0:
+                discard_foreign_checkpoints(checkpoints, settings)
+        trained = train_network(model_args, data_args, training_args, notes, split, seed, checkpoints)
+    metric = NoteClassificationMetric(notes.task, notes.class_names)
+
+    validation_probabilities = trained.predict(split.validation)
+    thresholds = tune_thresholds(validation_probabilities, notes.labels[split.validation], notes.task)
+    started = time.perf_counter()
+    test_probabilities = trained.predict(split.test)
+    seconds = time.perf_counter() - started
+    scores = {
+        part: metric.compute(predictions=probabilities, references=notes.labels[rows], thresholds=thresholds)
+        for part, probabilities, rows in (
+            ("validation", validation_probabilities, split.validation),
+            ("metrics", test_probabilities, split.test),
+        )
+    }
+    result = {
+        "arguments": settings,
+        "data": {
+            "fingerprint": notes.fingerprint(),
+            "task": notes.task,
+            "class_names": notes.class_names,
+            "splits": {
+                part: {
+                    "notes": len(rows),
+                    "groups": None if notes.groups is None else len(set(notes.groups[rows])),
+                    "labels": notes.count_labels(rows),
+                    "over_max_length": trained.too_long[part],
+                }
+                for part, rows in split.parts()
+            },
+        },
+        "model": trained.model | {"thresholds": thresholds},
+        **scores,
+        "cost": {
+            **trained.cost,
+            "feature_hours": 0.0,
+            "evaluation_seconds": seconds,
+            "peak_memory_mb": peak_memory_mb(),
+        },
+        "environment": describe_environment(),
+    }
+    return trained, test_probabilities, result
+
+
+def discard_foreign_checkpoints(folder: Path, settings: dict):
+    """Checkpoints of an interrupted fold are resumed only if it ran with the same settings."""
+    stored = folder / "settings.json"
+    if stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) != settings:
+        logger.warning("  checkpoints of an interrupted run with other settings are discarded")
+        shutil.rmtree(folder)
+    write_json(stored, settings)
+
+
+# ---- the whole run -------------------------------------------------------------------------------------------------
+
+
+def resolve_settings(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, seed: int
+) -> dict:
+    """Every argument that can move a number, as it goes into the result file."""
+    model = {
+        name: value for name, value in asdict(model_args).items() if name not in ("seeds", "keep_model", "overwrite")
+    }
+    training = {name: getattr(training_args, name) for name in DECISIVE}
+    settings = {"model": model, "data": asdict(data_args), "training": training, "seed": seed}
+    settings["training"]["world_size"] = training_args.world_size
+    return json.loads(json.dumps(settings, default=str))
+
+
+def check_same_settings(folder: Path, finished: dict, settings: dict, notes: Notes):
+    """A finished fold counts for this run only if it was made with the same settings on the same notes."""
+    if finished["data"]["fingerprint"] != notes.fingerprint():
+        raise ArgumentError(f"{folder} was finished on other notes: choose another --output_dir, or --overwrite.")
+    different = [
+        f"{name} {finished['arguments'][part].get(name)}, now {value}"
+        for part in ("model", "data", "training")
+        for name, value in settings[part].items()
+        if name != "dataset" and finished["arguments"][part].get(name) != value
+    ]
+    if different:
+        raise ArgumentError(
+            f"{folder} was finished with other settings ({'; '.join(different)}): choose another --output_dir, or "
+            "--overwrite."
+        )
+
+
+def keep_model(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    notes: Notes,
+    splits: list[Split],
+    output: Path,
+    fold_results: list[dict],
+):
+    """Leave a model for use in `output`/model, unless it is there.
+
+    With folds it is trained once more, on all notes, for the median of the epochs and with the mean of the thresholds
+    that the folds chose (ours); so none of its own figures is measured: its card carries the cross-validated ones. A
+    single split's model was saved when it was trained; if it was not kept then, it is trained again the same way.
+    """
+    if (output / "model").is_dir():
+        return
+    nothing = np.array([], dtype=int)
+    train = np.arange(len(notes)) if len(splits) > 1 else splits[0].train
+    split = Split(train, nothing, nothing)
+    logger.info("model for use: training on %d notes", len(train))
+    if model_args.kind == "baseline":
+        chosen = Counter((result["model"]["C"], result["model"]["class_weight"]) for result in fold_results)
+        trained = train_baseline(notes, split, Settings(*chosen.most_common(1)[0][0]))
+    else:
+        epochs = statistics.median(result["cost"]["best_epoch"] for result in fold_results)
+        folder = output / "model-checkpoints"
+        trained = train_network(
+            model_args, data_args, training_args, notes, split, model_args.seeds[0], folder, epochs
+        )
+    trained_on = f"All {len(notes)} notes." if len(splits) > 1 else f"The {len(train)} notes of the training part."
+    save_model(trained, data_args, training_args, fold_results, trained_on, output)
+
+
+def save_model(
+    trained: Trained,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    fold_results: list[dict],
+    trained_on: str,
+    output: Path,
+):
+    """Write the model, its card and what predict.py needs to `output`/model, all of it or nothing."""
+    if training_args.process_index == 0:
+        first = fold_results[0]
+        thresholds = [result["model"]["thresholds"] for result in fold_results]
+        thresholds = (
+            None if thresholds[0] is None else [statistics.mean(values) for values in zip(*thresholds, strict=True)]
+        )
+        partial = output / "model.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        trained.save(partial, thresholds)
+        write_json(
+            partial / MODEL_FACTS,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "kind": trained.model["kind"],
+                "task": first["data"]["task"],
+                "class_names": first["data"]["class_names"],
+                "thresholds": thresholds,
+                "max_length": data_args.max_length,
+                "long_notes": data_args.long_notes,
+                "window_stride": data_args.window_stride,
+            },
+        )
+        if trained.model["kind"] != "baseline":
+            hub.write_model_card(partial, fold_results, trained_on, training_args.hub_model_id or output.name)
+        partial.rename(output / "model")
+        shutil.rmtree(output / "model-checkpoints", ignore_errors=True)
+        logger.info("model for use: %s", output / "model")
+    training_args.distributed_state.wait_for_everyone()
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments):
+    """All folds and seeds of one model, then the model kept for use."""
+    output = Path(training_args.output_dir)
+    is_main = training_args.process_index == 0
+    if model_args.kind == "baseline" and not is_main:
+        return  # scikit-learn knows no processes: the first one does it all
+    if model_args.overwrite and is_main:
+        for path in [*output.glob("fold-*"), *output.glob("seed-*"), *output.glob("model*")]:
+            shutil.rmtree(path)
+
+    notes = load_notes(data_args)
+    repeated = report_repeated_texts(notes)
+    splits = draw_splits(notes, data_args)
+    check_max_length(model_args, data_args)
+
+    fold_results = []
+    for seed in model_args.seeds:
+        settings = resolve_settings(model_args, data_args, training_args, seed)
+        for number, split in enumerate(splits):
+            folder = (output if len(model_args.seeds) == 1 else output / f"seed-{seed}") / f"fold-{number}"
+            what = f"{model_args.run_id}: seed {seed}, fold {number + 1} of {len(splits)}"
+            finished = read_finished(folder)
+            if finished is not None:
+                check_same_settings(folder, finished, settings, notes)
+                logger.info("%s: finished earlier, kept", what)
+                fold_results.append(finished)
+                continue
+            sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.parts())
+            logger.info("%s (%s)", what, sizes)
+            trained, probabilities, result = run_fold(
+                model_args, data_args, training_args, notes, split, seed, folder, settings
+            )
+            result["data"] |= repeated
+            result["run"] = describe_run(model_args, data_args, output) | {
+                "seed": seed,
+                "fold": number,
+                "num_folds": len(splits),
+                "num_seeds": len(model_args.seeds),
+            }
+            if model_args.keep_model and len(splits) == 1 and seed == model_args.seeds[0]:
+                trained_on = f"The {len(split.train)} notes of the training part."
+                save_model(trained, data_args, training_args, [result], trained_on, output)
+            if is_main:
+                write_result(folder, result, notes.ids[split.test], notes.labels[split.test], probabilities)
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+                headline = {
+                    name: round(result["metrics"][name], 4) for name in ("accuracy", "f1_macro", "f1_weighted")
+                }
+                logger.info("  test %s in %.1f s of training", headline, result["cost"]["training_hours"] * 3600)
+            fold_results.append(result)
+    if model_args.keep_model:
+        keep_model(model_args, data_args, training_args, notes, splits, output, fold_results)
+    if training_args.push_to_hub and is_main:
+        repo = training_args.hub_model_id or output.name
+        address = hub.push_model(
+            output / "model", repo, training_args.hub_private_repo, training_args.hub_token, training_args.hub_revision
+        )
+        logger.info("pushed: %s", address)
+    if is_main:
+        (output / FAILURE_FILE).unlink(missing_ok=True)
+
+
+def describe_run(model_args: ModelArguments, data_args: DataArguments, output: Path) -> dict:
+    """How tables name the run."""
+    has_head = model_args.kind in TUNINGS
+    path = Path(data_args.dataset).expanduser()
+    return {
+        "run_id": output.name,
+        "model": model_args.name,
+        "head": model_args.head if has_head else None,
+        "tuning": model_args.tuning if has_head else None,
+        "dataset": path.name if path.exists() else data_args.dataset,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed with a line that says why, also left in OUTPUT_DIR/failed.json."""
+    try:
+        model_args, data_args, training_args = parse_arguments(argv)
+    except (ArgumentError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    logging.basicConfig(
+        format="%(message)s", level=logging.INFO if training_args.process_index == 0 else logging.ERROR
+    )
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        train(model_args, data_args, training_args)
+        return 0
+    except (ArgumentError, DataError, BackboneError, hub.HubError) as error:
+        message = str(error)
+    except Exception as error:
+        # The message of an unforeseen exception may quote what it choked on, a patient's note included: the frames
+        # and the type say where to look.
+        print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
+        message = type(error).__name__
+        if isinstance(error, torch.OutOfMemoryError | MemoryError | OSError) or training_args.log_level == "debug":
+            print(error, file=sys.stderr)
+        else:
+            message += " (its message may quote a note and is shown only with --log_level debug)"
+    print(f"error: {message}", file=sys.stderr)
+    output = Path(training_args.output_dir)
+    if training_args.process_index == 0:
+        run = describe_run(model_args, data_args, output)
+        write_json(
+            output / FAILURE_FILE,
+            {"schema_version": SCHEMA_VERSION, "status": "failed", "run": run, "error": message},
+        )
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

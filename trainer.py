@@ -1,0 +1,289 @@
+"""Train one model on one split: the Hugging Face Trainer with our loss, our clock and a line of progress an epoch.
+
+Knows nothing of folds, of result files or of the Hub.
+"""
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from peft import PeftModel
+from torch.nn import functional as F
+from torch.utils.data import SequentialSampler
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_callback import ExportableState
+
+from baseline import Settings, TfidfClassifier
+from data import DataArguments, Notes
+from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
+from models import ModelArguments, build_model
+from splits import Split, balanced_class_weights
+from batches import WindowCollator, tokenize_notes
+
+logger = logging.getLogger("train")
+
+
+def weighted_loss(
+    logits: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor | None, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Mean over notes of the class-weighted cross-entropy; binary cross-entropy for labels (notes, classes).
+
+    The mean divides by the number of notes, not by the sum of their weights as `F.cross_entropy` would: so two batches
+    of four give the gradient of one batch of eight.
+    """
+    if labels.ndim == 2:
+        return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=class_weights)
+    losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    return (losses if class_weights is None else losses * class_weights[labels]).mean()
+
+
+class NoteTrainer(Trainer):
+    """A Trainer whose loss weighs classes and adds the experts' load-balancing loss."""
+
+    # The loss below is a mean over the micro-batch: the Trainer divides it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args, class_weights: torch.Tensor | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.class_weights = None if class_weights is None else class_weights.to(self.args.device)
+        self.add_callback(TrainingClock())
+        self.add_callback(EpochLine())
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = weighted_loss(outputs.logits, labels, self.class_weights, self.args.label_smoothing_factor)
+        if "auxiliary_loss" in outputs:
+            loss = loss + outputs["auxiliary_loss"]
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_eval_sampler(self, eval_dataset) -> SequentialSampler:
+        """Predictions in the order of the notes: grouping by length, meant for training, would permute them."""
+        return SequentialSampler(eval_dataset)
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds spent in training and in selecting on validation, those before an interruption included."""
+        # Restoring a checkpoint replaces the callbacks: look the clock up.
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, TrainingClock)).seconds
+
+    @property
+    def best_epoch(self) -> float:
+        """The epoch, counted from 1, whose weights were kept; the last one where none was selected."""
+        step = self.state.best_global_step or self.state.global_step
+        return next(entry["epoch"] for entry in self.state.log_history if entry["step"] == step)
+
+
+class TrainingClock(TrainerCallback, ExportableState):
+    """Counts the seconds of training; its count is saved with every checkpoint and goes on from there."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.earlier = seconds
+        self.started = None
+        self.stopped = None
+
+    @property
+    def seconds(self) -> float:
+        if self.started is None:
+            return self.earlier
+        return self.earlier + (self.stopped or time.perf_counter()) - self.started
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.stopped = time.perf_counter()
+
+    def state(self) -> dict:
+        return {"args": {"seconds": self.seconds}, "attributes": {}}
+
+
+class EpochLine(TrainerCallback):
+    """One line an epoch: loss, validation score, the best so far, and how long it may still take."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first_epoch = time.perf_counter(), state.epoch or 0.0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self.loss = float(logs["loss"])
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if not state.is_world_process_zero or metrics is None or not state.epoch:
+            return
+        name = args.metric_for_best_model
+        seconds = (time.perf_counter() - self.started) / max(state.epoch - self.first_epoch, 1e-9)
+        left = seconds * (state.max_steps - state.global_step) / max(state.global_step, 1) * state.epoch
+        logger.info(
+            "  epoch %g/%g  loss %.4f  validation %s %.4f  %.1f s an epoch, at most %.1f min left",
+            round(state.epoch, 2),
+            args.num_train_epochs,
+            getattr(self, "loss", float("nan")),
+            name,
+            metrics[f"eval_{name}"],
+            seconds,
+            (seconds * (args.num_train_epochs - state.epoch) if args.max_steps < 0 else left) / 60,
+        )
+
+
+class StopAfterEpoch(TrainerCallback):
+    """Stops at the end of epoch `last`, on the learning-rate schedule of the whole run: for the model kept for use."""
+
+    def __init__(self, last: float):
+        self.last = last
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if state.epoch >= self.last - 1e-6:
+            control.should_training_stop = True
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint whose writing finished, to resume from; None to start afresh.
+
+    The Trainer writes trainer_state.json last, so a checkpoint without it was cut off.
+    """
+    checkpoints = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
+    return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1]))) if checkpoints else None
+
+
+@dataclass
+class Trained:
+    """A trained model as the result file and the next steps need it."""
+
+    model: dict  # the result file's section of that name
+    cost: dict  # likewise
+    predict: Callable[[np.ndarray], np.ndarray]  # note indices -> probabilities (notes, classes)
+    save: Callable[[Path, list[float] | None], None]  # write it to a folder, with these thresholds
+    too_long: dict[str, int]  # notes over max_length, per part
+    settings: Settings | None = None  # what validation chose for the baseline
+
+
+def train_baseline(notes: Notes, split: Split, settings: Settings | None = None) -> Trained:
+    """TF-IDF; with `settings` it is fitted to them instead of choosing on validation."""
+    started = time.perf_counter()
+    classifier = TfidfClassifier(notes.task, notes.class_names)
+    texts = {part: [notes.texts[row] for row in rows] for part, rows in split.parts()}
+    if settings is None:
+        settings = classifier.fit_and_select(
+            texts["train"], notes.labels[split.train], texts["validation"], notes.labels[split.validation]
+        )
+    else:
+        classifier.fit(texts["train"], notes.labels[split.train], settings)
+    parameters = classifier.count_parameters()
+    described = {"kind": "baseline", "backbone": None, "revision": None, "stand_in_for": None}
+    return Trained(
+        model=described | {"trainable_parameters": parameters, "total_parameters": parameters, **asdict(settings)},
+        cost={"training_hours": (time.perf_counter() - started) / 3600, "epochs": None, "best_epoch": None},
+        predict=lambda rows: classifier.predict_probabilities([notes.texts[row] for row in rows]),
+        save=lambda folder, thresholds: classifier.save(folder),
+        too_long={part: 0 for part, _ in split.parts()},
+        settings=settings,
+    )
+
+
+def train_network(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    notes: Notes,
+    split: Split,
+    seed: int,
+    folder: Path,
+    epochs: float | None = None,
+) -> Trained:
+    """Train by the Hugging Face Trainer, resuming from the last checkpoint in `folder` if there is one.
+
+    With `epochs`, it trains for so long and selects nothing: `split.validation` is then not looked at.
+    """
+    set_seed(seed)  # before the model exists, so that its head depends on the seed; 0 is a seed like any other
+    main_first = training_args.main_process_first(local=False)
+    model, tokenizer, described = build_model(
+        model_args, data_args, notes, split.train, folder / "tokenizer", main_first
+    )
+
+    def encode(rows: np.ndarray) -> tuple[datasets.Dataset, int]:
+        return tokenize_notes([notes.texts[row] for row in rows], notes.labels[rows], tokenizer, data_args)
+
+    encoded = {part: encode(rows) for part, rows in split.parts() if len(rows)}
+    too_long = {part: count for part, (_, count) in encoded.items()}
+    if any(too_long.values()):
+        done = "cut into windows" if data_args.long_notes == "windows" else "truncated"
+        logger.info("  notes over %d tokens, %s: %s", data_args.max_length, done, too_long)
+
+    metric = NoteClassificationMetric(notes.task, notes.class_names)
+
+    def score(prediction: EvalPrediction) -> dict[str, float]:
+        """Validation scores at the threshold that is best there: what the result file reports, on the test part."""
+        probabilities = probabilities_from_logits(prediction.predictions, notes.task)
+        labels = prediction.label_ids.astype(np.int64)
+        thresholds = tune_thresholds(probabilities, labels, notes.task)
+        scores = metric.compute(predictions=probabilities, references=labels, thresholds=thresholds)
+        return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+    arguments = copy.copy(training_args)
+    arguments.output_dir = str(folder)
+    arguments.seed = seed
+    arguments.push_to_hub = False  # the Trainer would push every checkpoint, pickles included: hub.py pushes the model
+    arguments.metric_for_best_model = arguments.metric_for_best_model or SELECTION_METRIC[notes.task]
+    arguments.greater_is_better = not arguments.metric_for_best_model.endswith("loss")
+    callbacks = []
+    if epochs is not None:
+        arguments.eval_strategy, arguments.load_best_model_at_end = "no", False
+        callbacks.append(StopAfterEpoch(epochs))
+    elif model_args.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(model_args.early_stopping_patience))
+    class_weights = None
+    if model_args.class_weights == "balanced":
+        class_weights = torch.tensor(balanced_class_weights(notes, split.train), dtype=torch.float32)
+    trainer = NoteTrainer(
+        model=model,
+        args=arguments,
+        data_collator=WindowCollator(tokenizer),
+        train_dataset=encoded["train"][0],
+        eval_dataset=encoded["validation"][0] if epochs is None else None,
+        compute_metrics=score,
+        callbacks=callbacks,
+        class_weights=class_weights,
+    )
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+
+    def save(target: Path, thresholds: list[float] | None):
+        network = trainer.accelerator.unwrap_model(trainer.model)
+        if isinstance(network, PeftModel):
+            network = network.merge_and_unload()
+        network._keys_to_ignore_on_save = None  # the kept model is whole
+        network.config.thresholds = thresholds
+        tokenizer.model_max_length = data_args.max_length
+        for config in (network.config, getattr(network.config, "encoder_config", None)):
+            if config is not None and described["revision"] is None:
+                config.name_or_path = ""  # a path of this machine is nobody else's business
+        network.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+    return Trained(
+        model=described,
+        cost={
+            "training_hours": trainer.training_seconds / 3600,
+            "epochs": round(trainer.state.epoch, 2),
+            "best_epoch": round(trainer.best_epoch, 2),
+        },
+        predict=lambda rows: probabilities_from_logits(trainer.predict(encode(rows)[0]).predictions, notes.task),
+        save=save,
+        too_long=too_long,
+    )
