@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# The whole comparison, one command: every model on the same folds of the same notes, then the table.
+#
+#   bash run_all.sh --demo                              # built-in notes, mini encoders, no network: about ten minutes
+#   bash run_all.sh --dataset notes.csv                 # the paper's grid on your notes
+#   bash run_all.sh --dataset notes.csv --tuning frozen --jobs 2 --group_column patient
+#
+#   --dataset D        as for train.py (default: synthetic)         --models a,b   only these models
+#   --heads a,b        only these structures                        --tuning a,b   only these of frozen, lora, full
+#   --folds N          cross-validation folds (default: 5)          --jobs N       runs at a time (default: 1)
+#   --output DIR       runs, logs, plan (default: runs)             --report DIR   table and figure (default: report)
+#   --dry-run          print the plan and stop                      --demo         see above
+# Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size.
+# A run that fails does not stop the others; what is finished is kept when the command is given again.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+die() { echo "error: $*" >&2; exit 2; }
+
+cores=$(nproc)
+dataset=synthetic folds=5 jobs=1 output=runs report=report demo=false dry_run=false
+models=tfidf,transformer,moe-transformer,camembert-bio,alibert,drbert
+heads=linear,adapter,lightweight,tiny-attention,grn
+tunings=frozen,lora,full
+# The grid compares; `train.py` with the same arguments and folder then adds the model for use to a finished run.
+extra=(--keep_model False)
+if [[ " $* " == *" --demo "* ]]; then
+  # Small enough for ten minutes on two cores; stand-ins take the place of the encoders that the Hub would give.
+  demo=true dataset=synthetic:1200 folds=2 tunings=frozen output=runs-demo report=report-demo
+  jobs=$((cores > 1 ? 2 : 1))
+  extra+=(--max_length 160 --num_train_epochs 8)
+fi
+while (($#)); do
+  case "$1" in
+    --demo) shift; continue ;;
+    --dry-run | --dry_run) dry_run=true; shift; continue ;;
+    -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+    --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report)
+      (($# > 1)) || die "$1 needs a value" ;;
+    *) extra+=("$1"); shift; continue ;;
+  esac
+  case "$1" in
+    --dataset) dataset=$2 ;; --models) models=$2 ;; --heads) heads=$2 ;; --tuning) tunings=$2 ;;
+    --folds) folds=$2 ;; --jobs) jobs=$2 ;; --output) output=$2 ;; --report) report=$2 ;;
+  esac
+  shift 2
+done
+[[ ${jobs} =~ ^[1-9][0-9]*$ ]] || die "--jobs ${jobs}: give a number from 1"
+for value in ${heads//,/ }; do
+  [[ " linear adapter lightweight tiny-attention grn " == *" ${value} "* ]] \
+    || die "--heads ${value}: choose from linear, adapter, lightweight, tiny-attention, grn"
+done
+for value in ${tunings//,/ }; do
+  [[ " frozen lora full " == *" ${value} "* ]] || die "--tuning ${value}: choose from frozen, lora, full"
+done
+
+export OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) TOKENIZERS_PARALLELISM=false
+launch=(accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+  --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
+[[ -z ${ACCELERATE_CONFIG:-} ]] || launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
+
+# ---- the plan: one line a run, cheapest first, so that the table fills early --------------------------------------
+plan=()
+has() { [[ ",$2," == *",$1,"* ]]; }
+# what a sensible user would try first, then the paper's two small Transformers
+for model in tfidf transformer moe-transformer; do
+  if has "${model}" "${models}"; then plan+=("${model}"$'\t'"${model}"$'\t-\t-'); fi
+done
+# the paper's encoders with each structure, and `linear` as the control; training more and more of the encoder
+for tuning in frozen lora full; do
+  has "${tuning}" "${tunings}" || continue
+  for model in ${models//,/ }; do
+    case "${model}" in tfidf | transformer | moe-transformer) continue ;; esac
+    name=${model%/}
+    if [[ -d ${name} ]]; then name=$(basename "${name}"); fi
+    for head in ${heads//,/ }; do
+      plan+=("${name//\//--}-${head}-${tuning}"$'\t'"${model}"$'\t'"${head}"$'\t'"${tuning}")
+    done
+  done
+done
+((${#plan[@]})) || die "nothing to run: --models ${models} --heads ${heads} --tuning ${tunings}"
+echo "${#plan[@]} runs of ${folds} folds on ${dataset}, ${jobs} at a time with ${OMP_NUM_THREADS} threads each, into ${output}/"
+if ${dry_run}; then
+  printf '%s\n' "${plan[@]}" | column -t -s $'\t' -N run,model,head,tuning
+  exit 0
+fi
+mkdir -p "${output}/logs"
+printf '%s\n' "${plan[@]}" > "${output}/plan.tsv"
+
+if ${demo}; then
+  echo "making three mini encoders, stand-ins for the paper's (logs in ${output}/logs)"
+  # another seed of the generator: no note of the corpus is in the pretraining text
+  for spec in camembert-bio:camembert:unigram alibert:roberta:unigram drbert:camembert:unigram; do
+    IFS=: read -r alias architecture tokenizer <<< "${spec}"
+    python pretrain.py --architecture "${architecture}" --tokenizer "${tokenizer}" --dataset synthetic:1500:1 \
+      --stand_in_for "${alias}" --max_steps 120 --output_dir "${output}/stand-ins/${alias}" \
+      > "${output}/logs/pretrain-${alias}.log" 2>&1 || echo "  failed: ${output}/logs/pretrain-${alias}.log" &
+    while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
+  done
+  wait
+fi
+
+# ---- the runs ------------------------------------------------------------------------------------------------------
+started=${SECONDS}
+run() {
+  local number=$1 id=$2 model=$3 head=$4 tuning=$5 began=${SECONDS} log="${output}/logs/$2.log"
+  local arguments=(--model "${model}" --dataset "${dataset}" --folds "${folds}" --output_dir "${output}/${id}")
+  if ${demo} && [[ ${head} != - ]]; then arguments[1]="${output}/stand-ins/${model}"; fi
+  if [[ ${head} != - ]]; then arguments+=(--head "${head}" --tuning "${tuning}"); fi
+  if "${launch[@]}" train.py "${arguments[@]}" ${extra[@]+"${extra[@]}"} > "${log}" 2>&1; then
+    local left=$(((SECONDS - started) * (${#plan[@]} - number) / number / 60))
+    echo "[${number}/${#plan[@]}] ${id}: done in $((SECONDS - began)) s; about ${left} min left"
+  else
+    local why
+    why=$(grep -a '^error: ' "${log}" | tail -n 1 || true)
+    echo "[${number}/${#plan[@]}] ${id}: FAILED: ${why:-see ${log}}"
+    echo "${id}: ${why:-see ${log}}" >> "${output}/logs/failures.txt"
+  fi
+}
+rm -f "${output}/logs/failures.txt"
+number=0
+for line in "${plan[@]}"; do
+  IFS=$'\t' read -r id model head tuning <<< "${line}"
+  number=$((number + 1))
+  run "${number}" "${id}" "${model}" "${head}" "${tuning}" &
+  while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
+done
+wait
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+status=0
+python evaluate.py "${output}" --output "${report}" || status=1
+if [[ -s ${output}/logs/failures.txt ]]; then
+  echo "failed:"
+  sed 's/^/  /' "${output}/logs/failures.txt"
+  status=1
+fi
+echo "table: ${report}/results.md   runs: ${output}/   $(((SECONDS - started) / 60)) min"
+exit "${status}"

@@ -1,0 +1,64 @@
+"""Tiny models and invented notes, made on the spot: the tests need no network and no patient."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import random
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import CamembertConfig, CamembertModel
+
+from tokenization import train_tokenizer
+
+torch.set_num_threads(2)
+
+FINDINGS = {
+    "failure": ["FEVG à 25 %", "œdèmes des chevilles", "galop à l’auscultation", "hépatomégalie", "milrinone débutée"],
+    "other": ["toux grasse", "fièvre à 39 °C", "fracture du tibia", "bronchiolite à VRS", "crise d’asthme"],
+}
+
+
+def invent_notes(count: int, seed: int = 0) -> pd.DataFrame:
+    """`count` short invented notes, a third of them positive, three to a patient; every text is unique."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        label = "failure" if number % 3 == 0 else "other"
+        findings = " ; ".join(draw.sample(FINDINGS[label], 2) + draw.sample(sum(FINDINGS.values(), []), 1))
+        text = f"Note {number} : enfant de {draw.randint(1, 17)} ans. {findings}. Pas d’autre plainte, état stable."
+        rows.append({"id": f"n{number}", "patient": f"p{number // 3}", "text": text, "label": label})
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def notes_file(tmp_path: Path) -> Path:
+    path = tmp_path / "notes.csv"
+    invent_notes(90).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory) -> Path:
+    """A random CamemBERT of 2 layers, 32 wide, with a tokenizer of its own, saved as a user would have it."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = train_tokenizer(invent_notes(300, seed=1)["text"].tolist(), "unigram", 400, 62)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = CamembertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64 + tokenizer.pad_token_id + 1,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    CamembertModel(config).save_pretrained(folder)
+    return folder
