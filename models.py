@@ -157,23 +157,23 @@ def build_model(
             # Checkpoints during training then hold the head alone, not 440 MB of unchanged encoder an epoch.
             model._keys_to_ignore_on_save = [name for name in model.state_dict() if name.startswith("encoder.")]
         if model_args.tuning == "lora":
-            model = get_peft_model(
-                model,
-                LoraConfig(
-                    r=model_args.lora_r,
-                    lora_alpha=2 * model_args.lora_r,
-                    lora_dropout=0.05,
-                    target_modules=attention_projections(model),
-                    # peft freezes and forgets every other part of ours that is not named here
-                    modules_to_save=[
-                        name for name in ("head", "classifier") if any(model.get_submodule(name).parameters())
-                    ],
-                ),
-            )
+            model = add_lora(model, model_args.lora_r)
     parameters = list(model.parameters())
     described["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
     described["total_parameters"] = sum(p.numel() for p in parameters)
     return model, tokenizer, described
+
+
+def add_lora(model: EncoderWithHeadForSequenceClassification, rank: int) -> PeftModel:
+    """LoRA on the encoder's attention projections, with all of our head and classifier trained and saved.
+
+    `alpha = 2 rank` and a dropout of 0.05 are ours.
+    """
+    # peft freezes and forgets every part outside the encoder that is not named here.
+    ours = [name for name in ("head", "classifier") if any(True for _ in model.get_submodule(name).parameters())]
+    targets = attention_projections(model)
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=targets, modules_to_save=ours)
+    return get_peft_model(model, config)
 
 
 def check_max_length(model_args: ModelArguments, data_args: DataArguments):

@@ -28,11 +28,11 @@ from transformers import (
 from transformers.trainer_callback import ExportableState
 
 from baseline import Settings, TfidfClassifier
+from batches import WindowCollator, tokenize_notes
 from data import DataArguments, Notes
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
 from models import ModelArguments, build_model
 from splits import Split, balanced_class_weights
-from batches import WindowCollator, tokenize_notes
 
 logger = logging.getLogger("train")
 
