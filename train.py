@@ -71,6 +71,7 @@ COMMON_RECIPE = dict(
     train_sampling_strategy="group_by_length",
     remove_unused_columns=False,
     label_names=["labels"],
+    ddp_find_unused_parameters=False,
     dataloader_pin_memory=torch.cuda.is_available(),
     disable_tqdm=True,  # one line an epoch instead, which also reads well in a log file
     seed=0,

@@ -4,6 +4,7 @@ Knows nothing of folds, of result files or of the Hub.
 """
 
 import copy
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -158,8 +159,14 @@ def last_complete_checkpoint(folder: Path) -> str | None:
 
     The Trainer writes trainer_state.json last, so a checkpoint without it was cut off.
     """
-    checkpoints = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
-    return str(max(checkpoints, key=lambda path: int(path.name.split("-")[1]))) if checkpoints else None
+    def is_complete(checkpoint: Path) -> bool:
+        try:
+            return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return False
+
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return next((str(path) for path in reversed(checkpoints) if is_complete(path)), None)
 
 
 @dataclass

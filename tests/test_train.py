@@ -1,0 +1,303 @@
+"""The command: results, skipping, errors, a killed run, several processes, and no note text anywhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import invent_notes
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import train
+from metrics import NoteClassificationMetric
+from trainer import last_complete_checkpoint
+
+ROOT = Path(__file__).parent.parent
+ACCELERATE = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+SMALL = ["--folds", "2", "--max_length", "64", "--vocab_size", "400", "--num_train_epochs", "2", "--use_cpu"]
+
+
+def arguments(notes_file, output, *more):
+    return ["--model", "transformer", "--dataset", str(notes_file), "--output_dir", str(output), *SMALL, *more]
+
+
+def read(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def numbers(result):
+    """What must not depend on when or where it was computed."""
+    return {key: result[key] for key in ("arguments", "data", "model", "metrics", "validation")}
+
+
+def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplog):
+    output = tmp_path / "transformer"
+    assert train.main(arguments(notes_file, output, "--group_column", "patient")) == 0
+    notes = pd.read_csv(notes_file).set_index("id")
+    tested = []
+    for fold in range(2):
+        result = read(output / f"fold-{fold}")
+        assert result["schema_version"] == 1 and result["status"] == "finished"
+        assert result["run"] == {
+            "run_id": "transformer", "model": "transformer", "head": None, "tuning": None, "dataset": "notes.csv",
+            "seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1,
+        }  # fmt: skip
+        assert result["data"]["class_names"] == ["other", "failure"] and result["data"]["task"] == "binary"
+        assert sum(part["notes"] for part in result["data"]["splits"].values()) == 90
+        assert result["model"]["trainable_parameters"] == result["model"]["total_parameters"] > 0
+        assert result["cost"]["training_hours"] > 0 and result["cost"]["feature_hours"] == 0
+        assert 1 <= result["cost"]["best_epoch"] <= result["cost"]["epochs"] <= 2
+        assert set(result["environment"]) == {"git_commit", "git_dirty", "python", "packages", "hardware"}
+        # the predictions beside it give the same numbers again, and name each note once
+        predictions = pd.read_parquet(output / f"fold-{fold}" / "predictions.parquet")
+        assert list(predictions.columns) == ["id", "label", "probabilities"]
+        expected = (notes.loc[predictions["id"], "label"] == "failure").astype(int)
+        assert (predictions["label"].to_numpy() == expected.to_numpy()).all()
+        again = NoteClassificationMetric("binary", ["other", "failure"]).compute(
+            predictions=np.stack(predictions["probabilities"]),
+            references=predictions["label"],
+            thresholds=result["model"]["thresholds"],
+        )
+        assert again == result["metrics"]
+        tested += list(predictions["id"])
+        assert not (output / f"fold-{fold}" / "checkpoints").exists()
+    assert sorted(tested) == sorted(notes.index)
+
+    model = AutoModelForSequenceClassification.from_pretrained(output / "model")
+    assert model.config.id2label == {0: "other", 1: "failure"}
+    folds = [read(output / f"fold-{fold}")["model"]["thresholds"][0] for fold in range(2)]
+    assert model.config.thresholds == pytest.approx([sum(folds) / 2])
+    assert AutoTokenizer.from_pretrained(output / "model").model_max_length == 64
+    card = (output / "model" / "README.md").read_text()
+    assert (
+        "All 90 notes" in card
+        and f"{np.mean([read(output / f'fold-{f}')['metrics']['f1_macro'] for f in (0, 1)]):.3f}" in card
+    )
+    assert not list(output.rglob("*.bin")) + list(output.rglob("*.pt")) + list(output.rglob("*.pkl"))
+
+
+def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert train.main(arguments(notes_file, output, "--keep_model", "False")) == 0
+    assert not (output / "model").exists()
+    files = [output / f"fold-{fold}" / "result.json" for fold in range(2)]
+    stamps = [file.stat().st_mtime_ns for file in files]
+    assert train.main(arguments(notes_file, output)) == 0  # adds the model for use, trains no fold again
+    assert [file.stat().st_mtime_ns for file in files] == stamps and (output / "model").is_dir()
+
+    assert train.main(arguments(notes_file, output, "--learning_rate", "0.5")) == 1
+    assert "other settings (learning_rate 0.001, now 0.5)" in capsys.readouterr().err
+    invent_notes(93).to_csv(notes_file, index=False)
+    assert train.main(arguments(notes_file, output)) == 1
+    assert "was finished on other notes" in capsys.readouterr().err
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+    assert train.main(arguments(notes_file, output, "--overwrite", "--keep_model", "False")) == 0
+    assert read(output / "fold-0")["data"]["splits"]["train"]["notes"] > 0 and not (output / "model").exists()
+
+
+def test_a_fold_that_is_missing_is_trained_and_the_others_are_not(notes_file, tmp_path):
+    output = tmp_path / "run"
+    assert train.main(arguments(notes_file, output, "--keep_model", "False")) == 0
+    before = read(output / "fold-1")
+    stamp = (output / "fold-0" / "result.json").stat().st_mtime_ns
+    (output / "fold-1" / "result.json").unlink()
+    assert train.main(arguments(notes_file, output, "--keep_model", "False")) == 0
+    assert (output / "fold-0" / "result.json").stat().st_mtime_ns == stamp
+    assert numbers(read(output / "fold-1")) == numbers(before)
+
+
+def test_seeds_in_one_process_share_the_split(notes_file, tmp_path):
+    output = tmp_path / "run"
+    assert (
+        train.main(arguments(notes_file, output, "--seeds", "0", "1", "--folds", "1", "--num_train_epochs", "1")) == 0
+    )
+    first, second = (pd.read_parquet(output / f"seed-{s}" / "fold-0" / "predictions.parquet") for s in (0, 1))
+    assert (first["id"] == second["id"]).all()
+    assert not np.allclose(np.stack(first["probabilities"]), np.stack(second["probabilities"]))
+    assert read(output / "seed-1" / "fold-0")["run"]["num_seeds"] == 2
+
+
+@pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])
+def test_pretrained_encoder(notes_file, tmp_path, encoder_folder, tuning):
+    output = tmp_path / "run"
+    more = ["--model", str(encoder_folder), "--head", "tiny-attention", "--tuning", tuning, "--folds", "1"]
+    assert train.main(arguments(notes_file, output, *more)) == 0
+    result = read(output / "fold-0")
+    assert result["run"]["tuning"] == tuning and result["model"]["kind"] == "pretrained"
+    full = result["model"]["trainable_parameters"] == result["model"]["total_parameters"]
+    assert full == (tuning == "full")
+    # the model for use is the fold's own, and gives the stored probabilities note by note
+    model = AutoModelForSequenceClassification.from_pretrained(output / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    notes = pd.read_csv(notes_file).set_index("id")
+    predictions = pd.read_parquet(output / "fold-0" / "predictions.parquet")
+    encoded = tokenizer(
+        notes.loc[predictions["id"][:5], "text"].tolist(), return_tensors="pt", padding=True, truncation=True
+    )
+    probabilities = model(encoded["input_ids"], encoded["attention_mask"]).logits.softmax(-1).detach().numpy()
+    np.testing.assert_allclose(probabilities, np.stack(predictions["probabilities"])[:5], atol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["transformer", "tfidf"])
+def test_multi_class_and_multi_label(tmp_path, model):
+    frame = invent_notes(90)
+    frame["kind"] = [["a", "b", "c"][number % 3] for number in range(90)]
+    frame["kinds"] = [
+        ["a"] * (number % 2) + ["b"] * (number % 3 == 0) + ["c"] * (number % 5 < 2) for number in range(90)
+    ]
+    frame.to_parquet(tmp_path / "notes.parquet")
+    for column, task, classes in (("kind", "multi-class", 3), ("kinds", "multi-label", 3)):
+        output = tmp_path / column
+        more = ["--model", model, "--label_column", column, "--folds", "1"]
+        assert train.main(arguments(tmp_path / "notes.parquet", output, *more)) == 0
+        result = read(output / "fold-0")
+        assert result["data"]["task"] == task and len(result["metrics"]["per_class"]) == classes
+        assert (result["model"]["thresholds"] is None) == (task == "multi-class")
+        assert (output / "model").is_dir()
+
+
+def test_long_notes_in_windows(tmp_path):
+    frame = invent_notes(60)
+    frame["text"] = frame["text"] + " Rien d’autre à signaler ce jour." * 12
+    frame.to_csv(tmp_path / "notes.csv", index=False)
+    more = ["--max_length", "32", "--long_notes", "windows", "--window_stride", "8", "--folds", "1"]
+    assert train.main(arguments(tmp_path / "notes.csv", tmp_path / "run", *more)) == 0
+    counts = {part: s["over_max_length"] for part, s in read(tmp_path / "run" / "fold-0")["data"]["splits"].items()}
+    assert sum(counts.values()) == 60
+
+
+def test_encoder_too_short_for_max_length_is_guarded(notes_file, tmp_path, encoder_folder, caplog):
+    more = ["--model", str(encoder_folder), "--max_length", "128", "--folds", "1", "--keep_model", "False"]
+    assert train.main(arguments(notes_file, tmp_path / "run", *more)) == 0
+    assert "max_length 128 is more than the encoder takes: 64 used" in caplog.text
+    assert read(tmp_path / "run" / "fold-0")["arguments"]["data"]["max_length"] == 64
+
+
+# fmt: off
+@pytest.mark.parametrize(("change", "message"), [
+    (["--head", "gru"], "invalid choice: 'gru'"),
+    (["--tuning", "half"], "invalid choice: 'half'"),
+    (["--label_column", "diagnosis"], "--label_column diagnosis: no such column; found: id, patient, text, label"),
+    (["--dataset", "nowhere.csv"], "--dataset nowhere.csv: no such file or folder"),
+    (["--model", "no-such/encoder"], "no-such/encoder is not in the cache and the Hub did not give it"),
+    (["--folds", "0"], "--folds 0: give 1 for a single split"),
+    (["--seeds", "1", "1"], "--seeds 1 1: give each seed once"),
+    (["--push_to_hub", "--model", "tfidf"], "the vocabulary of tfidf spells out words"),
+    (["--push_to_hub", "--keep_model", "False"], "there would be no model to push"),
+])
+# fmt: on
+def test_a_users_mistake_is_one_clear_line(notes_file, tmp_path, capsys, change, message):
+    try:
+        status = train.main(arguments(notes_file, tmp_path / "run", *change))
+    except SystemExit as exit:
+        status = exit.code
+    assert status in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error and "  File " not in error
+
+
+def test_failure_is_left_on_disk_until_the_run_succeeds(notes_file, tmp_path):
+    output = tmp_path / "run"
+    assert train.main(arguments(notes_file, output, "--text_column", "note")) == 1
+    failure = json.loads((output / "failed.json").read_text())
+    assert failure["status"] == "failed" and failure["run"]["model"] == "transformer"
+    assert failure["error"].startswith("--text_column note: no such column")
+    assert train.main(arguments(notes_file, output, "--folds", "1", "--keep_model", "False")) == 0
+    assert not (output / "failed.json").exists()
+
+
+SECRET = "Zébulonique"
+
+
+def test_no_note_text_leaves_the_notes(tmp_path, capsys, caplog, encoder_folder):
+    """A word that stands in one patient's notes is in no log, result, card, vocabulary or file name."""
+    frame = invent_notes(90)
+    frame.loc[:2, "text"] += f" Le doudou s’appelle {SECRET}."
+    frame.to_csv(tmp_path / "notes.csv", index=False)
+    output = tmp_path / "runs"
+    more = ["--group_column", "patient"]
+    assert train.main(arguments(tmp_path / "notes.csv", output / "transformer", *more)) == 0
+    pretrained = ["--model", str(encoder_folder), "--head", "grn", "--folds", "1"]
+    assert train.main(arguments(tmp_path / "notes.csv", output / "encoder", *more, *pretrained)) == 0
+    captured = capsys.readouterr()
+    assert SECRET not in captured.out + captured.err + caplog.text
+    files = [path for path in output.rglob("*") if path.is_file()]
+    assert {"result.json", "predictions.parquet", "README.md", "tokenizer.json"} <= {path.name for path in files}
+    for path in files:
+        assert SECRET.encode() not in path.read_bytes(), path
+        assert "doudou" not in path.read_bytes().decode("utf-8", errors="ignore"), path
+
+
+def test_an_unforeseen_exception_does_not_quote_a_note(notes_file, tmp_path, capsys, monkeypatch):
+    def choke(*args, **kwargs):
+        raise RuntimeError(f"cannot digest: {SECRET}")
+
+    monkeypatch.setattr(train, "run_fold", choke)
+    assert train.main(arguments(notes_file, tmp_path / "run")) == 1
+    error = capsys.readouterr().err
+    assert SECRET not in error and "RuntimeError" in error and "--log_level debug" in error
+    assert SECRET not in (tmp_path / "run" / "failed.json").read_text()
+
+
+def launch(command, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [*command, str(ROOT / "train.py"), *arguments], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_a_killed_run_resumes_to_the_same_result(notes_file, tmp_path):
+    more = ["--folds", "1", "--num_train_epochs", "8", "--early_stopping_patience", "4", "--keep_model", "False"]
+    undisturbed = launch([sys.executable], *arguments(notes_file, tmp_path / "undisturbed", *more))
+    killed = launch([sys.executable], *arguments(notes_file, tmp_path / "killed", *more))
+    checkpoints = tmp_path / "killed" / "fold-0" / "checkpoints"
+    deadline = time.time() + 120
+    while last_complete_checkpoint(checkpoints) is None and time.time() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "killed" / "fold-0" / "result.json").exists()
+    output, _ = undisturbed.communicate(timeout=120)
+    assert undisturbed.returncode == 0, output
+    resumed = launch([sys.executable], *arguments(notes_file, tmp_path / "killed", *more))
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, output
+    assert "epoch 1/8" not in output  # it did not begin again
+    whole, pieces = read(tmp_path / "undisturbed" / "fold-0"), read(tmp_path / "killed" / "fold-0")
+    assert numbers(whole) == numbers(pieces)
+    # the early-stopping count went on too: both stopped after the same epoch
+    for key in ("epochs", "best_epoch"):
+        assert whole["cost"][key] == pieces["cost"][key]
+    assert not checkpoints.exists()
+
+
+# On a CPU, `accelerate launch --num_processes 2` starts one process unless MPI is there (accelerate 1.15); torchrun
+# starts two. Both must give a valid run.
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        (["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", *ACCELERATE], 1),
+        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 2),
+    ],
+)
+def test_launchers(notes_file, tmp_path, launcher, processes):
+    output = tmp_path / "run"
+    run = launch([sys.executable, "-m", *launcher], *arguments(notes_file, output))
+    printed, _ = run.communicate(timeout=180)
+    assert run.returncode == 0, printed
+    notes = pd.read_csv(notes_file).set_index("id")
+    for fold in range(2):
+        result = read(output / f"fold-{fold}")
+        assert result["environment"]["hardware"]["processes"] == processes
+        predictions = pd.read_parquet(output / f"fold-{fold}" / "predictions.parquet")
+        assert predictions["id"].is_unique and len(predictions) == result["data"]["splits"]["test"]["notes"]
+        assert ((notes.loc[predictions["id"], "label"] == "failure").to_numpy() == (predictions["label"] == 1)).all()
+        assert printed.count(f"fold {fold + 1} of 2") == 1  # one process speaks
+    assert (output / "model" / "config.json").is_file()

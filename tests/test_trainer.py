@@ -1,0 +1,159 @@
+"""The loss by hand, accumulation, the order of predictions, the clock, the choice of checkpoint."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import invent_notes
+from torch.nn import functional as F
+from transformers import TrainingArguments
+
+from data import DataArguments, load_notes
+from models import ModelArguments
+from scratch_model import ScratchConfig, ScratchForSequenceClassification
+from splits import draw_splits
+from train import parse_arguments
+from trainer import NoteTrainer, TrainingClock, last_complete_checkpoint, train_network, weighted_loss
+
+
+def test_weighted_loss_by_hand():
+    logits, labels = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0]]), torch.tensor([1, 0])
+    first, second = math.log(2), math.log(4 / 3)
+    assert weighted_loss(logits, labels, None).item() == pytest.approx((first + second) / 2)
+    assert weighted_loss(logits, labels, torch.tensor([0.5, 2.0])).item() == pytest.approx(
+        (2 * first + second / 2) / 2
+    )
+    several = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    weights = torch.tensor([3.0, 1.0])
+    expected = F.binary_cross_entropy_with_logits(logits, several, pos_weight=weights)
+    assert weighted_loss(logits, several, weights) == expected
+
+
+@pytest.mark.parametrize("experts", [0, 3])
+def test_two_halves_give_the_weighted_loss_of_the_whole(experts):
+    """Dividing by the sum of the weights, as torch does, would not: that is why the loss is our own."""
+    torch.manual_seed(0)
+    logits, labels, weights = torch.randn(8, 3), torch.arange(8) % 3, torch.tensor([0.3, 1.0, 4.0])
+    halves = [weighted_loss(logits[part], labels[part], weights) for part in (slice(0, 4), slice(4, 8))]
+    torch.testing.assert_close(sum(halves) / 2, weighted_loss(logits, labels, weights))
+
+
+def weights_after_training(tmp_path, batch_size, accumulation):
+    torch.manual_seed(0)
+    model = ScratchForSequenceClassification(
+        ScratchConfig(
+            vocab_size=40, hidden_size=16, num_attention_heads=2, intermediate_size=32, dropout=0.0, num_labels=2
+        )
+    )
+    data = [{"input_ids": torch.randint(5, 40, (12,)), "labels": n % 2} for n in range(16)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / f"{batch_size}x{accumulation}"),
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        max_steps=4,
+        learning_rate=1e-2,
+        optim="sgd",
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+    )
+    trainer = NoteTrainer(model=model, args=arguments, train_dataset=data, class_weights=torch.tensor([0.5, 3.0]))
+    trainer.train()
+    return model.state_dict()
+
+
+def test_one_times_eight_equals_four_times_two(tmp_path):
+    whole = weights_after_training(tmp_path, 8, 1)
+    parts = weights_after_training(tmp_path, 2, 4)
+    start = ScratchForSequenceClassification(ScratchConfig(vocab_size=40, hidden_size=16, num_attention_heads=2))
+    assert whole.keys() == start.state_dict().keys()
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def arguments_for(notes_file, tmp_path, *more):
+    # fmt: off
+    return parse_arguments([
+        "--model", "transformer", "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), "--folds", "1",
+        "--max_length", "64", "--vocab_size", "400", "--num_train_epochs", "2", "--use_cpu", *more,
+    ])
+    # fmt: on
+
+
+def test_predictions_come_in_the_order_of_the_notes(notes_file, tmp_path):
+    """Notes of very different length, so that any grouping by length would permute them."""
+    frame = invent_notes(90)
+    frame["text"] = [text + " Stable." * (number * 7 % 23) for number, text in enumerate(frame["text"])]
+    frame.to_csv(notes_file, index=False)
+    model_args, data_args, training_args = arguments_for(notes_file, tmp_path)
+    notes = load_notes(data_args)
+    split = draw_splits(notes, data_args)[0]
+    trained = train_network(model_args, data_args, training_args, notes, split, 0, tmp_path / "fold")
+    together = trained.predict(split.test)
+    alone = np.concatenate([trained.predict(split.test[[n]]) for n in range(len(split.test))])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_same_seed_same_probabilities(notes_file, tmp_path, seed):
+    model_args, data_args, training_args = arguments_for(notes_file, tmp_path, "--model", "moe-transformer")
+    notes = load_notes(data_args)
+    split = draw_splits(notes, data_args)[0]
+
+    def probabilities(seed, folder):
+        trained = train_network(model_args, data_args, training_args, notes, split, seed, tmp_path / folder)
+        return trained.predict(split.test)
+
+    first = probabilities(seed, "a")
+    assert np.array_equal(first, probabilities(seed, "b"))
+    assert not np.allclose(first, probabilities(seed + 2, "c"))
+
+
+def test_frozen_checkpoints_hold_the_head_alone(notes_file, tmp_path, encoder_folder):
+    model_args, data_args, training_args = arguments_for(
+        notes_file, tmp_path, "--model", str(encoder_folder), "--head", "adapter", "--tuning", "frozen"
+    )
+    notes = load_notes(data_args)
+    split = draw_splits(notes, data_args)[0]
+    trained = train_network(model_args, data_args, training_args, notes, split, 0, tmp_path / "fold")
+    from safetensors.torch import load_file
+
+    checkpoint = next((tmp_path / "fold").glob("checkpoint-*/model.safetensors"))
+    assert {name.split(".")[0] for name in load_file(checkpoint)} == {"head", "classifier"}
+    trained.save(tmp_path / "kept", [0.5])
+    kept = {name.split(".")[0] for name in load_file(tmp_path / "kept" / "model.safetensors")}
+    assert kept == {"encoder", "head", "classifier"}
+    assert str(encoder_folder) not in (tmp_path / "kept" / "config.json").read_text()
+
+
+def test_clock_goes_on_where_the_checkpoint_left_it():
+    clock = TrainingClock()
+    clock.on_train_begin(None, None, None)
+    time.sleep(0.02)
+    state = clock.state()
+    resumed = TrainingClock(**state["args"])
+    assert resumed.seconds == pytest.approx(state["args"]["seconds"]) and resumed.seconds >= 0.02
+    resumed.on_train_begin(None, None, None)
+    time.sleep(0.02)
+    resumed.on_train_end(None, None, None)
+    assert resumed.seconds >= 0.04
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_resumed(tmp_path):
+    assert last_complete_checkpoint(tmp_path) is None
+    for step in (5, 10, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text('{"epoch": 1}')
+    (tmp_path / "checkpoint-20" / "trainer_state.json").write_text('{"epo')
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_kinds_of_model():
+    assert ModelArguments(model="tfidf").kind == "baseline"
+    assert ModelArguments(model="moe-transformer").kind == "scratch"
+    assert ModelArguments(model="drbert", tuning="lora").kind == "lora"
+    assert DataArguments().max_length == 256  # the paper's limit
