@@ -36,8 +36,8 @@ BACKBONES = {
 
 
 def find_backbone(model: str, revision: str | None = None) -> Backbone:
-    """What `--model` and `--model_revision` mean."""
-    known = BACKBONES.get(model, Backbone(model))
+    """What `--model` and `--model_revision` mean; a known encoder may go by its alias or its Hub id."""
+    known = next((known for alias, known in BACKBONES.items() if model in (alias, known.hub_id)), Backbone(model))
     return Backbone(known.hub_id, revision or known.revision, known.tokenizer_class)
 
 
@@ -52,7 +52,7 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
     that one, so that all folds of a run have the same encoder even if the repository changes meanwhile.
 
     Raises:
-        BackboneError: unreachable, or padding and vocabulary of the two do not agree.
+        BackboneError: unreachable, incomplete, or padding and vocabulary of the two do not agree.
     """
     name = backbone.hub_id
     try:
@@ -71,6 +71,9 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
         raise BackboneError(
             f"{name}: a fast tokenizer is needed, to cut long notes; found {type(tokenizer).__name__}."
         )
+    if set(tokenizer("Le patient tousse.", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+        # Where the files of a tokenizer are missing, transformers 5 makes an empty one without a word of warning.
+        raise BackboneError(f"{name}: its tokenizer knows no word; is its tokenizer.json or vocabulary missing?")
     if config.pad_token_id is not None and tokenizer.pad_token_id != config.pad_token_id:
         # RoBERTa-like encoders number their positions by the padding id: a different one changes every hidden state.
         raise BackboneError(

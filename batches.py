@@ -41,8 +41,10 @@ def tokenize_notes(
 class WindowCollator:
     """A batch of tokenised notes: windows stacked as rows and padded to the longest of the batch.
 
-    Gives `labels` (notes,) or (notes, classes), `input_ids` and `attention_mask` (rows, tokens), and, when any note has
-    several windows, `window_note` (rows,): which note of the batch a row belongs to.
+    For speed the width is a multiple of `pad_to_multiple_of`, except where the model does not take so many tokens.
+
+    Gives `labels` (notes,) or (notes, classes), `input_ids` and `attention_mask` (rows, tokens), and, when any note
+    has several windows, `window_note` (rows,): which note of the batch a row belongs to.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int = 8):
@@ -55,9 +57,10 @@ class WindowCollator:
             labels = torch.tensor([example["labels"] for example in examples])
             batch["labels"] = labels.float() if labels.ndim == 2 else labels
         rows = [window for example in examples for window in example["input_ids"]]
-        padded = self.tokenizer.pad(
-            {"input_ids": rows}, pad_to_multiple_of=self.pad_to_multiple_of, return_tensors="pt"
-        )
+        longest = max(map(len, rows))
+        rounded = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        width = max(longest, min(rounded, self.tokenizer.model_max_length))
+        padded = self.tokenizer.pad({"input_ids": rows}, padding="max_length", max_length=width, return_tensors="pt")
         batch["input_ids"], batch["attention_mask"] = padded["input_ids"], padded["attention_mask"]
         if len(rows) > len(examples):
             counts = torch.tensor([len(example["input_ids"]) for example in examples])

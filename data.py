@@ -32,6 +32,7 @@ SPLIT_ALIASES |= {"val": "validation", "dev": "validation", "test": "test"}
 POSITIVE_PAIRS = [("0", "1"), ("false", "true"), ("no", "yes"), ("non", "oui"), ("negative", "positive")]
 POSITIVE_PAIRS += [("neg", "pos"), ("négatif", "positif"), ("absent", "present"), ("absent", "présent")]
 ROWS_NAMED = 5  # how many rows an error message names before it only counts
+NAME_LENGTH = 80  # a label or a header of more characters is taken for the text of a note, which no message may show
 
 
 class DataError(ValueError):
@@ -96,6 +97,8 @@ class DataArguments:
             raise DataError(f"--folds {self.folds}: give 1 for a single split, or 2 and more for cross-validation.")
         if not 0 < self.validation_fraction < 0.5:
             raise DataError(f"--validation_fraction {self.validation_fraction}: give a fraction between 0 and 0.5.")
+        if self.label_separator == "":
+            raise DataError("--label_separator: give at least one character.")
         if self.max_length < 8:
             raise DataError(f"--max_length {self.max_length}: give at least 8 tokens.")
         if self.long_notes == "windows" and not 0 <= self.window_stride < self.max_length // 2:
@@ -152,14 +155,17 @@ def _read_file(path: Path) -> pd.DataFrame:
         if kind == "parquet":
             return pd.read_parquet(path)
         if kind == "jsonl":
-            return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+            return pd.read_json(path, lines=True, dtype=False, convert_dates=False, encoding="utf-8-sig")
         separator = "\t"
         if kind == "csv":
             with open(path, encoding="utf-8-sig") as file:
                 header = file.readline()
             # Spreadsheets in French and German locales write ';' where others write ','.
             separator = ";" if header.count(";") > header.count(",") else ","
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for names of the rows
+            raise ValueError("more fields than the header in line 2")
+        return frame
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
     except OSError as error:
@@ -174,7 +180,8 @@ def _read_file(path: Path) -> pd.DataFrame:
 def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[str]]]:
     """Every row of the corpus in one frame, and class names by column where the source declares them.
 
-    Splits that come as separate files or Hub splits are put into a column named `arguments.split_column`.
+    Splits that come as separate files or Hub splits are put into a column named `arguments.split_column`, unless that
+    is 'none'.
     """
     source = arguments.dataset
     path = Path(source).expanduser()
@@ -228,19 +235,33 @@ def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[
 
 
 def _join_splits(frames: dict[str, pd.DataFrame], split_column: str) -> pd.DataFrame:
-    return pd.concat([frame.assign(**{split_column: split}) for split, frame in frames.items()], ignore_index=True)
+    if split_column != "none":
+        frames = {split: frame.assign(**{split_column: split}) for split, frame in frames.items()}
+    return pd.concat(frames.values(), ignore_index=True)
 
 
 def _require_column(frame: pd.DataFrame, column: str, flag: str):
     if column not in frame.columns:
-        raise DataError(f"--{flag} {column}: no such column; found: {', '.join(map(str, frame.columns))}.")
+        found = (name if len(name) <= NAME_LENGTH else f"one of {len(name)} characters" for name in map(str, frame))
+        raise DataError(f"--{flag} {column}: no such column; found: {', '.join(found)}.")
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
 
 
 def _is_missing(value) -> bool:
     """None, NaN or an empty string; an empty list is a multi-label note without labels, which is an answer."""
-    if isinstance(value, list | tuple | np.ndarray):
-        return False
-    return pd.isna(value) or str(value).strip() == ""
+    return not _is_list(value) and (pd.isna(value) or str(value).strip() == "")
+
+
+def _complete_column(frame: pd.DataFrame, column: str, flag: str) -> np.ndarray:
+    """The values, as strings, of a column that every row must fill."""
+    _require_column(frame, column, flag)
+    missing = np.flatnonzero([_is_missing(value) for value in frame[column]])
+    if len(missing):
+        raise DataError(f"Column {column} is empty in {name_rows(missing)}: complete it, or give another --{flag}.")
+    return frame[column].astype(str).to_numpy()
 
 
 def _check_texts(column: pd.Series) -> list[str]:
@@ -261,14 +282,22 @@ def _encode_labels(
     column: pd.Series, arguments: DataArguments, names: list[str] | None
 ) -> tuple[str, list[str], np.ndarray]:
     """Task, class names in order, and labels as indices or as 0/1 rows."""
-    multi_label = arguments.label_separator is not None or any(
-        isinstance(value, list | tuple | np.ndarray) for value in column
-    )
+    lists = np.array([_is_list(value) for value in column])
+    multi_label = arguments.label_separator is not None or lists.any()
+    if names and not multi_label:
+        column = column.where(column >= 0)  # -1 is how a Hub data set writes a label that it withholds
     if arguments.label_separator is None:
         unlabeled = np.flatnonzero([_is_missing(value) for value in column])
         if len(unlabeled):
             raise DataError(f"Unlabeled notes in {name_rows(unlabeled)}: label or remove them.")
     if multi_label:
+        wrong = np.flatnonzero(lists == (arguments.label_separator is not None))
+        if len(wrong):
+            kind = "a list" if lists[wrong[0]] else "no list"
+            raise DataError(
+                f"Column {arguments.label_column} holds {kind} in {name_rows(wrong)}: write the labels of all notes "
+                "as lists, or those of all notes as strings with --label_separator."
+            )
         if arguments.label_separator is not None:
             column = [
                 str(value).split(arguments.label_separator) if not _is_missing(value) else [] for value in column
@@ -303,7 +332,7 @@ def _encode_labels(
 
 def _sort_labels(labels: set[str]) -> list[str]:
     """Numbers by value, words by alphabet: '2' comes before '10'."""
-    return sorted(labels, key=lambda label: (not label.isdigit(), int(label) if label.isdigit() else 0, label))
+    return sorted(labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
 
 
 def _order_binary(class_names: list[str], values: list[str], positive_label: str | None) -> list[str]:
@@ -316,6 +345,17 @@ def _order_binary(class_names: list[str], values: list[str], positive_label: str
         known = [pair for pair in POSITIVE_PAIRS if set(pair) == set(lowered)]
         positive = lowered[known[0][1]] if known else min(class_names, key=values.count)
     return sorted(class_names, key=lambda name: name == positive)
+
+
+def _note_ids(frame: pd.DataFrame, id_column: str | None) -> np.ndarray:
+    id_column = id_column or next((name for name in ("id", "note_id") if name in frame.columns), None)
+    if id_column is None:
+        return np.array([f"row-{row + 1}" for row in range(len(frame))])
+    ids = _complete_column(frame, id_column, "id_column")
+    repeated = np.flatnonzero(pd.Series(ids).duplicated())
+    if len(repeated):
+        raise DataError(f"Column {id_column} repeats ids in {name_rows(repeated)}: ids must be unique.")
+    return ids
 
 
 def load_notes(arguments: DataArguments) -> Notes:
@@ -333,27 +373,16 @@ def load_notes(arguments: DataArguments) -> Notes:
     task, class_names, labels = _encode_labels(
         frame[arguments.label_column], arguments, declared.get(arguments.label_column)
     )
+    if arguments.label_column == arguments.text_column or max(map(len, class_names)) > NAME_LENGTH:
+        raise DataError(f"--label_column {arguments.label_column}: holds text, not labels.")
 
-    id_column = arguments.id_column or next((name for name in ("id", "note_id") if name in frame.columns), None)
-    if id_column is None:
-        ids = np.array([f"row-{row + 1}" for row in range(len(frame))])
-    else:
-        _require_column(frame, id_column, "id_column")
-        ids = frame[id_column].astype(str).to_numpy()
-        repeated = np.flatnonzero(pd.Series(ids).duplicated())
-        if len(repeated):
-            raise DataError(f"Column {id_column} repeats ids in {name_rows(repeated)}: ids must be unique.")
-
+    ids = _note_ids(frame, arguments.id_column)
     group_column = arguments.group_column
     if group_column is None and arguments.dataset.split(":")[0] == "synthetic":
         group_column = "patient_id"
     groups = None
     if group_column is not None:
-        _require_column(frame, group_column, "group_column")
-        missing = np.flatnonzero([_is_missing(value) for value in frame[group_column]])
-        if len(missing):
-            raise DataError(f"Column {group_column} is empty in {name_rows(missing)}: every note needs its group.")
-        groups = frame[group_column].astype(str).to_numpy()
+        groups = _complete_column(frame, group_column, "group_column")
 
     given_splits = None
     if arguments.split_column in frame.columns:
@@ -388,3 +417,10 @@ def read_texts(dataset: str, text_column: str = "text", split_column: str = "spl
         logger.info("%s: %d of %d texts are in the training part", dataset, (words == "train").sum(), len(frame))
         frame = frame[words == "train"]
     return _check_texts(frame[text_column])
+
+
+def read_unlabeled(arguments: DataArguments) -> tuple[np.ndarray, list[str]]:
+    """Ids and texts of every note, whether it has a label or not: for prediction."""
+    frame, _ = _read_table(arguments)
+    _require_column(frame, arguments.text_column, "text_column")
+    return _note_ids(frame, arguments.id_column), _check_texts(frame[arguments.text_column])

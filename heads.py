@@ -302,10 +302,12 @@ def attention_projections(model: EncoderWithHeadForSequenceClassification) -> li
 
 
 # Within this repository the Auto classes know the model; elsewhere they get it from the copy of this file that
-# `save_pretrained` puts beside the weights.
-AutoConfig.register(EncoderWithHeadConfig.model_type, EncoderWithHeadConfig, exist_ok=True)
-AutoModelForSequenceClassification.register(
-    EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, exist_ok=True
-)
+# `save_pretrained` puts beside the weights. Such a copy registers nothing: it would stand in for the copies that other
+# models bring.
+if not __name__.startswith("transformers_modules"):
+    AutoConfig.register(EncoderWithHeadConfig.model_type, EncoderWithHeadConfig, exist_ok=True)
+    AutoModelForSequenceClassification.register(
+        EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, exist_ok=True
+    )
 EncoderWithHeadConfig.register_for_auto_class()
 EncoderWithHeadForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

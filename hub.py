@@ -4,40 +4,35 @@ The card is generated from result files: counts, metrics with their averaging, h
 what `UPLOADED` names leaves the machine: no pickle, no optimizer, no training arguments, no note text, no local path.
 """
 
-import logging
+import json
+import re
 import statistics
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session
 
-logger = logging.getLogger("train")
+from results import MODEL_FACTS
 
-UPLOADED = ["README.md", "config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-UPLOADED += [
-    "heads.py",
-    "scratch_model.py",
-    "frugal_notes.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-]
-
-
-class HubError(RuntimeError):
-    """The model was not pushed; the message is one line for the user. The model stays in its folder."""
-
+UPLOADED = ["README.md", MODEL_FACTS, "config.json", "heads.py", "scratch_model.py"]
+UPLOADED += ["model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json"]
+UPLOADED += ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 
 HEADLINE = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "f1_weighted", "f1_positive", "auroc")
-CARD = """# {title}
+CARD = """---
+{front_matter}
+---
 
-A classifier of clinical notes, trained with frugal-notes: {what}
+# {title}
+
+A classifier of clinical notes, trained with frugal-notes: {what}.
 
 **Task:** {task}; classes: {classes}.{threshold}
 
 ## Evaluation
 
-{evaluation}
+{evaluation} The averaging over classes is in the metric's name.
 
 | metric | value |
 |---|---|
@@ -45,104 +40,114 @@ A classifier of clinical notes, trained with frugal-notes: {what}
 
 ## Training data
 
-{data} The notes are private and not part of this repository.
+{trained_on} Parts of the first fold: {parts}. The notes: {corpus}.
 
 ## Cost
 
-{cost}
+{hours:.4g} hours of training in all on {hardware}; {trainable:,} of {total:,} parameters trained.
 
 ## Use
 
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{repo}")
+tokenizer = AutoTokenizer.from_pretrained("{repo}", trust_remote_code=True)
 model = AutoModelForSequenceClassification.from_pretrained("{repo}", trust_remote_code=True)
+inputs = tokenizer(note, truncation=True, return_token_type_ids=False, return_tensors="pt")
+probabilities = model(**inputs).logits.{activation}
 ```
 
-`config.thresholds` holds the decision threshold that was tuned on validation notes; an argmax does not apply it.
+The input is cut at {max_length} tokens. `config.thresholds` holds the decision threshold that was tuned on validation
+notes, where there is one; an argmax does not apply it.
 
 ## Intended use and limits
 
 For notes like those it was trained on: same language, same kind of document, same label definition. It is a research
 model, not a medical device: no decision about a patient should rest on it alone. Its figures come from one corpus and
-may not hold for another hospital, period or population: measure before use. {privacy}
+may not hold for another hospital, period or population: measure before use. {vocabulary}Its weights were trained on
+the notes and, as those of any model, may retain something of them: treat it with the same care as the notes before
+making it public.
 """
-SCRATCH_PRIVACY = (
-    "Its tokenizer was trained on the notes, with words found for few patients left out of the vocabulary; its "
-    "weights were trained on the notes and, as those of any model, may retain something of them. Treat it with the "
-    "same care as the notes before making it public."
-)
-ENCODER_PRIVACY = (
-    "Its weights were trained on the notes and, as those of any model, may retain something of them. Treat it with "
-    "the same care as the notes before making it public."
-)
+SCRATCH_VOCABULARY = "Its tokenizer was trained on the notes too, without the words of few notes or patients. "
+
+
+class HubError(Exception):
+    """The model was not pushed; the message is one line for the user. The model stays in its folder."""
 
 
 def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, repo: str):
-    """Write README.md into the model's folder from the results of its folds.
+    """Write README.md into the kept model's folder, from the results of its folds.
 
     `trained_on` says in words what the kept model was trained on; `repo` is its Hub id or name.
     """
+    facts = json.loads((folder / MODEL_FACTS).read_text(encoding="utf-8"))
     first = fold_results[0]
-    model, run, data = first["model"], first["run"], first["data"]
-    names = [name for name in HEADLINE if name in first["metrics"]]
+    model, run, splits = first["model"], first["run"], first["data"]["splits"]
     means, rows = {}, []
-    for name in names:
-        values = [result["metrics"][name] for result in fold_results if result["metrics"][name] is not None]
-        if values:
-            means[name] = statistics.mean(values)
+    for name in HEADLINE:
+        values = [result["metrics"].get(name) for result in fold_results]
+        if None not in values:  # not of this task, or not defined, as the AUROC of a test part with one class
+            means[name.replace("_", " ")] = statistics.mean(values)
             spread = f" (sd {statistics.stdev(values):.3f})" if len(values) > 1 else ""
-            rows.append(f"| {name.replace('_', ' ')} | {means[name]:.3f}{spread} |")
-    what = {
-        "pretrained": f"{run['model']} with the {run['head']} head, {run['tuning']} tuning",
-        "scratch": f"a small Transformer trained from scratch ({run['model']})",
-    }[model["kind"]]
+            rows.append(f"| {name.replace('_', ' ')} | {statistics.mean(values):.3f}{spread} |")
+    is_scratch = model["kind"] == "scratch"
+    what = f"{run['model']} with the {run['head']} head, {run['tuning']} tuning"
+    if is_scratch:
+        what = f"a small Transformer trained from scratch ({run['model']})"
     if model["stand_in_for"]:
         what += f"; the encoder is a small stand-in for {model['stand_in_for']}, made for a demonstration"
-    counts = {part: values["notes"] for part, values in data["splits"].items()}
+    evaluation = f"On one test part of {splits['test']['notes']} notes."
     if len(fold_results) > 1:
-        evaluation = f"Mean and standard deviation over the {len(fold_results)} test parts of cross-validation"
-    else:
-        evaluation = f"On one test part of {counts['test']} notes"
+        runs = f"{len(fold_results)} runs (folds: {run['num_folds']}, seeds: {run['num_seeds']})"
+        evaluation = f"Mean and sample standard deviation over {runs}, each on its own test part."
+    threshold = ""
+    if facts["thresholds"]:
+        threshold = f" Decision threshold: {facts['thresholds'][0]:.2f}."
+        evaluation += " Each at the threshold tuned on its validation part."
     hardware = first["environment"]["hardware"]
-    hours = sum(result["cost"]["training_hours"] for result in fold_results)
+    corpus = "clinical, not published with the model"
+    if run["dataset"].split(":")[0] == "synthetic":
+        corpus = "invented, a synthetic corpus"
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="text-classification",
-        tags=["clinical-notes", "frugal-notes", "custom_code"],
-        # A stand-in or local encoder has no public name.
-        base_model=model["backbone"] if model["revision"] else None,
+        tags=["clinical-notes", "frugal-notes"],
+        base_model=model["backbone"] if model["revision"] else None,  # without a revision it is a local folder
         model_name=repo,
         eval_results=[
             EvalResult(
                 task_type="text-classification",
-                dataset_type="private",
-                dataset_name="private clinical notes",
-                metric_type=name,
-                metric_value=round(value, 4),
+                dataset_type="clinical-notes",
+                dataset_name=f"notes: {corpus}",
+                metric_type=name.split()[0],
+                metric_name=name,
+                metric_value=round(mean, 4),
             )
-            for name, value in means.items()
+            for name, mean in means.items()
         ],
     )
-    threshold = f" Decision threshold: {model['thresholds'][0]:.2f}." if model["thresholds"] else ""
-    text = CARD.format(
+    card = CARD.format(
+        front_matter=card_data.to_yaml(),
         title=repo.split("/")[-1],
         what=what,
-        task=data["task"],
-        classes=", ".join(data["class_names"]),
+        task=facts["task"],
+        classes=", ".join(facts["class_names"]),
         threshold=threshold,
-        evaluation=f"{evaluation}, at the threshold tuned on validation. The averaging is in the metric's name.",
+        evaluation=evaluation,
         rows="\n".join(rows),
-        data=f"{trained_on} Notes per part in the first fold: "
-        + ", ".join(f"{part} {count}" for part, count in counts.items())
-        + ".",
-        cost=f"{hours:.4g} hours of training over all folds on {hardware['gpu'] or hardware['cpu']}; "
-        f"{model['trainable_parameters']:,} of {model['total_parameters']:,} parameters trained.",
+        trained_on=trained_on,
+        parts=", ".join(f"{part} {counted['notes']} notes" for part, counted in splits.items()),
+        corpus=corpus,
+        hours=sum(result["cost"]["training_hours"] for result in fold_results),
+        hardware=hardware["gpu"] or hardware["cpu"],
+        trainable=model["trainable_parameters"],
+        total=model["total_parameters"],
         repo=repo,
-        privacy=SCRATCH_PRIVACY if model["kind"] == "scratch" else ENCODER_PRIVACY,
+        activation="sigmoid()" if facts["task"] == "multi-label" else "softmax(-1)",
+        max_length=facts["max_length"],
+        vocabulary=SCRATCH_VOCABULARY if is_scratch else "",
     )
-    ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+    ModelCard(card).save(folder / "README.md")
 
 
 def push_model(folder: Path, repo: str, private: bool | None, token: str | None, revision: str | None) -> str:
@@ -153,11 +158,17 @@ def push_model(folder: Path, repo: str, private: bool | None, token: str | None,
     """
     api = HfApi(token=token)
     try:
+        # The client waits without limit: a firewall that drops packets would hold it for minutes.
+        get_session().head(api.endpoint, timeout=10)
         repo_id = api.create_repo(repo, private=private is not False, exist_ok=True).repo_id
         if private is not False and not api.model_info(repo_id).private:
             raise HubError(f"{repo_id} is public: say --hub_private_repo False if that is meant, or make it private.")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
+        # The card may have been written before the repository had its name, or its owner's name before it.
+        card = folder / "README.md"
+        text = re.sub(r'from_pretrained\("[^"]*"', f'from_pretrained("{repo_id}"', card.read_text(encoding="utf-8"))
+        card.write_text(text, encoding="utf-8")
         commit = api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -165,8 +176,20 @@ def push_model(folder: Path, repo: str, private: bool | None, token: str | None,
             revision=revision,
             commit_message="Add the model and its card",
         )
-    except (HfHubHTTPError, OSError, LocalTokenNotFoundError) as error:
-        raise HubError(
-            f"{repo} was not pushed ({type(error).__name__}): check `hf auth login` and the network."
-        ) from error
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # what the client raises, its transfers included
+        raise HubError(f"{repo} was not pushed: {_explain(error)}. The same command again will push it.") from error
     return commit.commit_url
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong and what to do, on one line."""
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set; unset it"
+    if isinstance(error, HfHubHTTPError):
+        answer = f"the Hub answered {error.response.status_code} ({error.server_message or type(error).__name__})"
+        if error.response.status_code in (401, 403, 404):
+            answer += "; use `hf auth login` or --hub_token with a token that may write there"
+        return " ".join(answer.split())
+    if isinstance(error, HTTPError):
+        return f"the Hub cannot be reached ({type(error).__name__}); check the network and HF_ENDPOINT"
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -250,8 +250,10 @@ class ScratchForSequenceClassification(PreTrainedModel):
 
 
 # Within this repository the Auto classes know the model; elsewhere they get it from the copy of this file that
-# `save_pretrained` puts beside the weights.
-AutoConfig.register(ScratchConfig.model_type, ScratchConfig, exist_ok=True)
-AutoModelForSequenceClassification.register(ScratchConfig, ScratchForSequenceClassification, exist_ok=True)
+# `save_pretrained` puts beside the weights. Such a copy registers nothing: it would stand in for the copies that other
+# models bring.
+if not __name__.startswith("transformers_modules"):
+    AutoConfig.register(ScratchConfig.model_type, ScratchConfig, exist_ok=True)
+    AutoModelForSequenceClassification.register(ScratchConfig, ScratchForSequenceClassification, exist_ok=True)
 ScratchConfig.register_for_auto_class()
 ScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

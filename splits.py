@@ -7,6 +7,8 @@ elsewhere. Every model of a comparison sees the same splits: they depend on the 
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -43,7 +45,7 @@ def _stratum(notes: Notes) -> np.ndarray:
 def _same_text(notes: Notes) -> np.ndarray:
     """A number a note, equal for notes whose text differs at most in case and spacing."""
     keys = [" ".join(text.casefold().split()) for text in notes.texts]
-    return np.unique(keys, return_inverse=True)[1]
+    return pd.factorize(pd.Series(keys))[0]  # np.unique would give every text the width of the longest
 
 
 def _joined_groups(notes: Notes) -> np.ndarray:
@@ -89,9 +91,24 @@ def _check_classes(notes: Notes, arguments: DataArguments):
 
 def _split_off(notes: Notes, indices: np.ndarray, parts: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(rest, part) of `indices` for each of `parts` stratified parts that cut no group."""
+    strata, groups = _stratum(notes)[indices], _joined_groups(notes)[indices]
+    if min(len(set(groups)), np.bincount(strata).max()) < parts:
+        raise DataError(
+            f"{len(indices)} notes of {len(set(groups))} different groups or texts are too few to cut into {parts} "
+            "parts: use fewer --folds, a larger --validation_fraction, or more notes."
+        )
     splitter = StratifiedGroupKFold(n_splits=parts, shuffle=True, random_state=seed)
-    for rest, part in splitter.split(indices, _stratum(notes)[indices], _joined_groups(notes)[indices]):
+    for rest, part in splitter.split(indices, strata, groups):
         yield indices[rest], indices[part]
+
+
+def _draw_validation(notes: Notes, indices: np.ndarray, arguments: DataArguments) -> tuple[np.ndarray, np.ndarray]:
+    """(train, validation) of `indices`: validation gets as many equal parts as come nearest to its fraction."""
+    fraction = arguments.validation_fraction
+    share = Fraction(fraction).limit_denominator(max(10, round(1 / fraction)))  # 0.15: one part of seven
+    parts = [part for _, part in _split_off(notes, indices, share.denominator, arguments.split_seed)]
+    validation = np.sort(np.concatenate(parts[: share.numerator]))
+    return np.setdiff1d(indices, validation), validation
 
 
 def draw_splits(notes: Notes, arguments: DataArguments) -> list[Split]:
@@ -100,17 +117,11 @@ def draw_splits(notes: Notes, arguments: DataArguments) -> list[Split]:
     With folds, each note is in the test part exactly once, and validation is drawn from the remaining notes.
     """
     everything = np.arange(len(notes))
-    parts = round(1 / arguments.validation_fraction)
     if notes.given_splits is None:
         _check_classes(notes, arguments)
-        splits = []
-        # A single split tests on the first of five folds (ours).
-        for rest, test in _split_off(
-            notes, everything, max(arguments.folds, 2) if arguments.folds > 1 else 5, arguments.split_seed
-        ):
-            train, validation = next(_split_off(notes, rest, parts, arguments.split_seed))
-            splits.append(Split(train, validation, test))
-        splits = splits[: arguments.folds]
+        parts = arguments.folds if arguments.folds > 1 else 5  # a single split tests on the first of five (ours)
+        folds = islice(_split_off(notes, everything, parts, arguments.split_seed), arguments.folds)
+        splits = [Split(*_draw_validation(notes, rest, arguments), test) for rest, test in folds]
     else:
         found = set(notes.given_splits)
         if not {"train", "test"} <= found:
@@ -120,7 +131,7 @@ def draw_splits(notes: Notes, arguments: DataArguments) -> list[Split]:
             )
         train, validation, test = (everything[notes.given_splits == part] for part in ("train", "validation", "test"))
         if not len(validation):
-            train, validation = next(_split_off(notes, train, parts, arguments.split_seed))
+            train, validation = _draw_validation(notes, train, arguments)
         splits = [Split(train, validation, test)]
     for split in splits:
         _check_split(notes, split, arguments)

@@ -13,7 +13,7 @@ documents, or patients, share; a rarer word, such as a name, is encoded by small
 import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import chain, repeat
+from itertools import chain
 
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -48,17 +48,17 @@ def train_tokenizer(
     """
     learn, pre_tokenizer, decoder, special = FAMILIES[family]
     normalizer = normalizers.NFC()
-    occurrences = Counter()
+    split_texts = [
+        [word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))] for text in texts
+    ]
     words_of = defaultdict(set)
-    for text, group in zip(texts, range(len(texts)) if groups is None else groups, strict=True):
-        words = [word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))]
-        occurrences.update(words)
+    for words, group in zip(split_texts, range(len(texts)) if groups is None else groups, strict=True):
         words_of[group].update(words)
     documents = Counter(word for words in words_of.values() for word in words)
-    shared = {word: occurrences[word] for word in sorted(occurrences) if documents[word] >= min_documents}
+    shared = [[word for word in words if documents[word] >= min_documents] for words in split_texts]
 
-    # The trainers get whole words, already split as the tokenizer will split: no token spans two of them.
-    tokenizer = Tokenizer(learn(shared, sorted(occurrences), vocab_size))
+    # The trainers get the words already split as the tokenizer will split them: no token spans two of them.
+    tokenizer = Tokenizer(learn(shared, set(documents), vocab_size))
     mask = AddedToken(special["mask"], lstrip=True, special=True)  # takes the space before it, as RoBERTa's
     tokenizer.add_special_tokens([*list(special.values())[:-1], mask])
     tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, pre_tokenizer, decoder
@@ -82,13 +82,22 @@ def _check_size(vocab_size: int, needed: int):
         raise DataError(f"--vocab_size {vocab_size}: single characters and special tokens alone take {needed}.")
 
 
-def _learn_unigram(shared: dict[str, int], words: list[str], vocab_size: int) -> models.Unigram:
+def _learn_unigram(shared: list[list[str]], words: set[str], vocab_size: int) -> models.Unigram:
     """By the SentencePiece library, whose training is deterministic where that of `tokenizers` is not."""
     alphabet = sorted(set("".join(words)))
     _check_size(vocab_size, len(ROBERTA_SPECIAL) + len(alphabet))
+    # SentencePiece itself splits at "▁" alone: a word without one, after an apostrophe or a slash, begins a line. (A
+    # line for each word would not do: the first candidates are strings that are followed by different characters.)
+    lines = (
+        line
+        for words in shared
+        for line in "".join(word if word.startswith("▁") else f"\n{word}" for word in words).split("\n")
+        if line
+    )
     serialized = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=chain(alphabet, chain.from_iterable(repeat(*counted) for counted in shared.items())),
+        sentence_iterator=chain(["▁".join(alphabet)], lines),  # so every character is known
+        max_sentence_length=2**20,  # longer ones are left out
         model_writer=serialized,
         model_type="unigram",
         vocab_size=vocab_size,
@@ -108,7 +117,7 @@ def _learn_unigram(shared: dict[str, int], words: list[str], vocab_size: int) ->
     return models.Unigram([(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(len(pieces))], unk_id=3)
 
 
-def _learn_bpe(shared: dict[str, int], words: list[str], vocab_size: int) -> models.BPE:
+def _learn_bpe(shared: list[list[str]], words: set[str], vocab_size: int) -> models.BPE:
     _check_size(vocab_size, len(ROBERTA_SPECIAL) + len(BYTES))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -118,11 +127,11 @@ def _learn_bpe(shared: dict[str, int], words: list[str], vocab_size: int) -> mod
         show_progress=False,
     )
     learned = Tokenizer(models.BPE())
-    learned.train_from_iterator(([word] * count for word, count in shared.items()), trainer)
+    learned.train_from_iterator(shared, trainer)
     return learned.model
 
 
-def _learn_wordpiece(shared: dict[str, int], words: list[str], vocab_size: int) -> models.WordPiece:
+def _learn_wordpiece(shared: list[list[str]], words: set[str], vocab_size: int) -> models.WordPiece:
     # Left to itself the trainer numbers the ##-characters in the order of a hash table, which changes the vocabulary
     # from process to process, and knows only those of `shared`: a word with another would become [UNK] as a whole.
     inside = ["##" + character for character in sorted({character for word in words for character in word[1:]})]
@@ -135,7 +144,7 @@ def _learn_wordpiece(shared: dict[str, int], words: list[str], vocab_size: int) 
         show_progress=False,
     )
     learned = Tokenizer(models.WordPiece(unk_token=BERT_SPECIAL["unk"]))
-    learned.train_from_iterator(([word] * count for word, count in shared.items()), trainer)
+    learned.train_from_iterator(shared, trainer)
     return models.WordPiece(learned.get_vocab(), unk_token=BERT_SPECIAL["unk"])  # without `characters` as special
 
 

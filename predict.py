@@ -1,0 +1,114 @@
+"""A trained model on new notes.
+
+    python predict.py runs/drbert-grn-frozen/model --dataset new_notes.csv --output predictions.csv
+
+Takes any model folder that train.py left, or a Hub id of one that it pushed, and writes one row a note: its id, the
+predicted label at the tuned threshold, and a probability per class. Never the text.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from torch.utils.data import DataLoader
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+# These two register their models with the Auto classes: no remote code is run to load our own.
+import heads  # noqa: F401
+import scratch_model  # noqa: F401
+from baseline import TfidfClassifier
+from batches import WindowCollator, tokenize_notes
+from data import DataArguments, DataError, read_unlabeled
+from metrics import decide, probabilities_from_logits
+from results import MODEL_FACTS
+
+logger = logging.getLogger("predict")
+
+
+class ModelError(ValueError):
+    """Not a model of ours; the message is one line for the user."""
+
+
+def read_facts(model: str) -> dict:
+    """Task, classes, threshold and input length, as train.py stored them beside the model."""
+    try:
+        path = Path(model) / MODEL_FACTS if Path(model).is_dir() else hf_hub_download(model, MODEL_FACTS)
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise ModelError(
+            f"{model}: no {MODEL_FACTS} there ({type(error).__name__}); give the model folder of a run of train.py, "
+            "or a Hub id that it pushed to."
+        ) from error
+
+
+@torch.inference_mode()
+def predict_probabilities(model: str, facts: dict, texts: list[str], batch_size: int) -> np.ndarray:
+    """Probabilities (notes, classes), in the order of `texts`."""
+    if facts["kind"] == "baseline":
+        classifier = TfidfClassifier.load(Path(model), facts["task"], facts["class_names"])
+        return classifier.predict_probabilities(texts)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    network = AutoModelForSequenceClassification.from_pretrained(model).to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    arguments = replace(
+        DataArguments(), **{name: facts[name] for name in ("max_length", "long_notes", "window_stride")}
+    )
+    encoded, too_long = tokenize_notes(texts, None, tokenizer, arguments)
+    logger.info("%d notes, %d of them over %d tokens", len(texts), too_long, arguments.max_length)
+    by_length = np.argsort(encoded["length"], kind="stable")  # batches of similar length waste little on padding
+    loader = DataLoader(encoded.select(by_length), batch_size, collate_fn=WindowCollator(tokenizer))
+    logits = [network(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.cpu() for batch in loader]
+    probabilities = probabilities_from_logits(torch.cat(logits).numpy(), facts["task"])
+    return probabilities[np.argsort(by_length)]
+
+
+def label_notes(probabilities: np.ndarray, facts: dict) -> list[str]:
+    """The predicted class of each note; of a multi-label model all its classes, joined by '|'."""
+    predicted, names = decide(probabilities, facts["task"], facts["thresholds"]), facts["class_names"]
+    if facts["task"] == "multi-label":
+        return ["|".join(name for name, yes in zip(names, row, strict=True) if yes) for row in predicted]
+    return [names[index] for index in predicted]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="model folder of a run, or Hub id")
+    parser.add_argument("--dataset", required=True, help="notes, as for train.py; labels are not needed")
+    parser.add_argument("--text_column", "--text-column", default="text", help="column with the note")
+    parser.add_argument("--id_column", "--id-column", help="column with a unique note id (default: id or note_id)")
+    parser.add_argument("--output", default="predictions.csv", help="CSV file to write")
+    parser.add_argument("--batch_size", "--batch-size", type=int, default=32, help="notes at a time")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        if os.path.exists(arguments.output):
+            raise DataError(f"--output {arguments.output}: exists already; choose another file.")
+        facts = read_facts(arguments.model)
+        asked = DataArguments(
+            dataset=arguments.dataset, text_column=arguments.text_column, id_column=arguments.id_column
+        )
+        ids, texts = read_unlabeled(asked)
+        probabilities = predict_probabilities(arguments.model, facts, texts, arguments.batch_size)
+    except (DataError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    columns = {"id": ids, "predicted": label_notes(probabilities, facts)}
+    columns |= {
+        f"probability_{name}": column for name, column in zip(facts["class_names"], probabilities.T, strict=True)
+    }
+    pd.DataFrame(columns).to_csv(arguments.output, index=False)
+    logger.info("%d notes: %s", len(ids), arguments.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""Encoders by name: what cannot be had or does not fit together is said in one line before any training."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    CamembertConfig,
+    LongformerConfig,
+    ModernBertConfig,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    T5Config,
+)
+
+from backbones import BACKBONES, BackboneError, find_backbone, is_local, load_config_and_tokenizer, longest_input
+
+ACCENTED = "Échographie À l’étage : œdème, FEVG à 25 %"
+
+
+@pytest.fixture
+def copy(encoder_folder, tmp_path):
+    """A copy of the tiny encoder, without weights, with values of its JSON files changed."""
+
+    def copy_folder(without=(), **changed):
+        folder = tmp_path / "encoder"
+        shutil.copytree(encoder_folder, folder, ignore=shutil.ignore_patterns("*.safetensors", *without))
+        for name, values in changed.items():
+            path = folder / f"{name}.json"
+            path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
+        return folder
+
+    return copy_folder
+
+
+def load(folder):
+    return load_config_and_tokenizer(find_backbone(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("alias", "hub_id"),
+    [
+        ("camembert-bio", "almanach/camembert-bio-base"),
+        ("alibert", "quinten-datalab/AliBERT-7GB"),
+        ("drbert", "Dr-BERT/DrBERT-7GB"),
+    ],
+)
+def test_aliases_of_the_paper(alias, hub_id):
+    assert find_backbone(alias).hub_id == hub_id
+    assert find_backbone(hub_id) == find_backbone(alias)  # the traps of an encoder are those of its long name too
+
+
+def test_other_names_are_hub_ids_or_folders(encoder_folder):
+    backbone = find_backbone("someone/their-bert")
+    assert (backbone.hub_id, backbone.revision, backbone.tokenizer_class) == (
+        "someone/their-bert",
+        None,
+        AutoTokenizer,
+    )
+    assert not is_local(backbone)
+    assert is_local(find_backbone(str(encoder_folder)))
+
+
+def test_revision_given_by_the_user_goes_first(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "drbert", replace(BACKBONES["drbert"], revision="pinned"))
+    assert find_backbone("drbert").revision == "pinned"
+    assert find_backbone("drbert", "v2").revision == "v2"
+    assert find_backbone("someone/their-bert", "v2").revision == "v2"
+    assert find_backbone("alibert", "v2").tokenizer_class is PreTrainedTokenizerFast
+
+
+def test_local_folder(encoder_folder):
+    config, tokenizer = load(encoder_folder)
+    assert config.vocab_size == len(tokenizer)
+    assert config.pad_token_id == tokenizer.pad_token_id
+    assert getattr(config, "_commit_hash", None) is None
+
+
+@pytest.mark.parametrize("model", ["nobody/no-model", "drbert"])
+def test_unreachable_hub(model):
+    hub_id = find_backbone(model).hub_id
+    message = f"{hub_id} is not in the cache .* run `hf download {hub_id}`, .* `bash run_all.sh --demo`"
+    with pytest.raises(BackboneError, match=message) as caught:
+        load_config_and_tokenizer(find_backbone(model))
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_model(tmp_path):
+    with pytest.raises(BackboneError, match="not a folder with a model and its tokenizer"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["camembert", "xlm-roberta"])
+def test_folder_without_tokenizer(copy, model_type):
+    """transformers makes an empty tokenizer of such a folder, for which every word is unknown."""
+    folder = copy(without=["tokenizer*"], config={"model_type": model_type})
+    with pytest.raises(BackboneError, match="its tokenizer knows no word"):
+        load(folder)
+
+
+def test_padding_id_of_another(copy):
+    with pytest.raises(BackboneError, match="the tokenizer pads with id 1, the model expects 0"):
+        load(copy(config={"pad_token_id": 0}))
+
+
+def test_vocabulary_larger_than_the_model(copy, encoder_folder):
+    size = len(AutoTokenizer.from_pretrained(encoder_folder))
+    with pytest.raises(BackboneError, match=f"{size} tokens in the tokenizer, {size - 1} in the model"):
+        load(copy(config={"vocab_size": size - 1}))
+
+
+def test_vocabulary_smaller_than_the_model(copy):
+    config, tokenizer = load(copy(config={"vocab_size": 512}))  # rows added for speed: common, harmless
+    assert len(tokenizer) < config.vocab_size
+
+
+def test_slow_tokenizer(copy):
+    folder = copy(without=["tokenizer*"], config={"pad_token_id": 0})
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CanineTokenizer"}))
+    with pytest.raises(BackboneError, match="a fast tokenizer is needed, to cut long notes; found CanineTokenizer"):
+        load(folder)
+
+
+def test_alibert_tokenizer_is_taken_as_it_is(copy, encoder_folder):
+    """Its tokenizer_config.json names AlbertTokenizer, which would lowercase and strip accents."""
+    folder = copy(tokenizer_config={"tokenizer_class": "AlbertTokenizer"})
+    _, tokenizer = load_config_and_tokenizer(replace(BACKBONES["alibert"], hub_id=str(folder)))
+    original = AutoTokenizer.from_pretrained(encoder_folder)
+    ids = tokenizer(ACCENTED)["input_ids"]
+    assert ids == original(ACCENTED)["input_ids"]
+    kept = set(tokenizer.decode(ids, skip_special_tokens=True))
+    assert set("FEVGàœèé") <= kept
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        (CamembertConfig(max_position_embeddings=514, pad_token_id=1), 512),
+        (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
+        (LongformerConfig(max_position_embeddings=4098, pad_token_id=1), 4096),
+        (BertConfig(max_position_embeddings=512), 512),
+        (ModernBertConfig(max_position_embeddings=8192), 8192),
+        (T5Config(), None),
+    ],
+    ids=lambda value: getattr(value, "model_type", str(value)),
+)
+def test_longest_input(config, tokens):
+    assert longest_input(config) == tokens
+
+
+def test_longest_input_is_what_the_encoder_takes(encoder_folder):
+    model = AutoModel.from_pretrained(encoder_folder).eval()
+    longest = longest_input(model.config)
+    with torch.inference_mode():
+        assert model(torch.full((1, longest), 5)).last_hidden_state.shape == (1, longest, 32)
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, longest + 1), 5))

@@ -1,0 +1,110 @@
+"""The TF-IDF baseline learns, is chosen on validation alone, and comes back from disk without pickle."""
+
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FINDINGS
+from sklearn.metrics import f1_score
+
+from baseline import CLASS_WEIGHTS, REGULARISATION, Settings, TfidfClassifier
+from data import DataArguments, load_notes
+from metrics import SELECTION_METRIC, THRESHOLD_GRID, decide, tune_thresholds
+from splits import draw_splits
+
+FRACCO = Path(__file__).resolve().parents[2] / "shared" / "data" / "fracco_metastasis"
+NAMES = {"binary": ["no", "yes"], "multi-class": ["a", "b", "c"], "multi-label": ["a", "b", "c"]}
+WORDS = np.array(["fatigue", "pâleur", "polypnée"])
+
+
+def make_corpus(task: str, seed: int = 0, noise: float = 0.0) -> tuple[list[str], np.ndarray]:
+    """60 notes, each with the word of its class or of each of its labels, apart from a share of `noise`."""
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 2, (60, 3)) if task == "multi-label" else draw.integers(0, len(NAMES[task]), 60)
+    shown = np.where(draw.random(labels.shape) < noise, draw.permutation(labels), labels)
+    said = [WORDS[row == 1] if task == "multi-label" else [WORDS[row]] for row in shown]
+    findings = draw.choice(sum(FINDINGS.values(), []), 60)
+    return [f"{finding}, {' et '.join(words)}." for finding, words in zip(findings, said, strict=True)], labels
+
+
+@cache
+def fit(task: str) -> TfidfClassifier:
+    return TfidfClassifier(task, NAMES[task]).fit(*make_corpus(task), Settings(10.0, None))
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_learns_what_can_be_read(task):
+    texts, labels = make_corpus(task, 2)
+    probabilities = fit(task).predict_probabilities(texts)
+    assert probabilities.shape == (60, len(NAMES[task]))
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+    if task != "multi-label":
+        assert probabilities.sum(axis=1) == pytest.approx(np.ones(60))
+    assert (decide(probabilities, task, None) == labels).mean() > 0.9
+
+
+@pytest.mark.parametrize("task", ["binary", "multi-label"])
+def test_validation_chooses_and_teaches_nothing(task, monkeypatch):
+    """Refitted one by one, no setting of the grid does better on validation than the one that was kept."""
+    monkeypatch.setattr("metrics.THRESHOLD_GRID", THRESHOLD_GRID[::10])  # for speed
+    texts, labels = make_corpus(task, 0, noise=0.3)
+    validation_texts, validation_labels = make_corpus(task, 1, noise=0.3)
+    validation_texts = [f"{text} Sarcoïdose." for text in validation_texts]
+    model = TfidfClassifier(task, NAMES[task])
+    kept = model.fit_and_select(texts, labels, validation_texts, validation_labels)
+    scores = {}
+    for settings in (Settings(C, weight) for C in REGULARISATION for weight in CLASS_WEIGHTS):
+        refitted = TfidfClassifier(task, NAMES[task]).fit(texts, labels, settings)
+        probabilities = refitted.predict_probabilities(validation_texts)
+        predicted = decide(probabilities, task, tune_thresholds(probabilities, validation_labels, task))
+        average = SELECTION_METRIC[task].removeprefix("f1_")
+        scores[settings] = f1_score(validation_labels, predicted, average=average)
+        if settings == kept:
+            np.testing.assert_allclose(model.predict_probabilities(validation_texts), probabilities, atol=1e-9)
+    assert len(set(scores.values())) > 1  # there was something to choose
+    assert scores[kept] == pytest.approx(max(scores.values()))
+    vocabulary = dict(model.pipeline["features"].transformer_list)["words"].vocabulary_
+    assert "fatigue" in vocabulary and "pâleur" in vocabulary
+    assert "sarcoïdose" not in vocabulary
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_saved_and_loaded(task, tmp_path):
+    model = fit(task)
+    model.save(tmp_path / "model")
+    (file,) = (tmp_path / "model").iterdir()
+    assert file.suffix == ".skops" and zipfile.is_zipfile(file)
+    assert not [name for name in zipfile.ZipFile(file).namelist() if "pkl" in name or "pickle" in name]
+    loaded = TfidfClassifier.load(tmp_path / "model", task, NAMES[task])
+    texts, _ = make_corpus(task, 2)
+    assert (loaded.predict_probabilities(texts) == model.predict_probabilities(texts)).all()
+    assert loaded.count_parameters() == model.count_parameters()
+
+
+@pytest.mark.parametrize(("task", "rows"), [("binary", 1), ("multi-class", 3), ("multi-label", 3)])
+def test_parameters(task, rows):
+    model = fit(task)
+    features = sum(len(part.vocabulary_) for _, part in model.pipeline["features"].transformer_list)
+    assert model.count_parameters() == rows * (features + 1)
+
+
+@pytest.mark.parametrize("task", NAMES)
+def test_deterministic(task):
+    texts, _ = make_corpus(task, 2)
+    assert (fit(task).predict_probabilities(texts) == fit.__wrapped__(task).predict_probabilities(texts)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FRACCO.is_dir(), reason="needs the public notes of FRACCO beside the repository")
+def test_reference_score_on_public_notes():
+    notes = load_notes(DataArguments(dataset=str(FRACCO / "data.parquet"), group_column="doc_id"))
+    (split,) = draw_splits(notes, DataArguments())
+    texts = {name: [notes.texts[row] for row in part] for name, part in split.parts()}
+    model = TfidfClassifier(notes.task, notes.class_names)
+    model.fit_and_select(
+        texts["train"], notes.labels[split.train], texts["validation"], notes.labels[split.validation]
+    )
+    predicted = decide(model.predict_probabilities(texts["test"]), notes.task, None)
+    assert f1_score(notes.labels[split.test], predicted, average="macro") == pytest.approx(0.8762, abs=0.005)

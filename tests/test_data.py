@@ -1,0 +1,488 @@
+"""Notes are read as they are written, or refused in one line that holds none of their text."""
+
+import logging
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+import data
+from data import DataArguments, DataError, load_notes, read_texts
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKER = "Zéphyrin"  # stands for what only a note says: in no message may it come back
+TEXTS = ["Œdèmes des chevilles, FEVG à 25 %.", "Toux grasse ; « ça va » mieux.", "Galop à l’auscultation."]
+TABLE = pd.DataFrame({"text": TEXTS, "label": ["oui", "non", "non"]})
+
+
+def load(path, **options):
+    return load_notes(DataArguments(dataset=str(path), **options))
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes columns, or a string as it is, to a file of the test's folder."""
+
+    def write_file(content, name="notes.jsonl"):
+        path = tmp_path / name
+        if isinstance(content, str):
+            path.write_text(content, encoding="utf-8")
+            return path
+        table = pd.DataFrame(content)
+        if path.suffix == ".parquet":
+            table.to_parquet(path)
+        elif path.suffix == ".jsonl":
+            table.to_json(path, orient="records", lines=True, force_ascii=False)
+        else:
+            table.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+        return path
+
+    return write_file
+
+
+def assert_says_nothing(error: BaseException):
+    """One line, and no word of a note in the message or in what a traceback would print."""
+    assert "\n" not in str(error)
+    assert MARKER not in "".join(traceback.format_exception(error))
+
+
+# ---- formats -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["notes.csv", "notes.tsv", "NOTES.CSV", "notes.jsonl", "notes.parquet"])
+def test_every_format_gives_the_same_notes(write, name):
+    if name == "NOTES.CSV":
+        path = write(TABLE.to_csv(index=False), name)
+    else:
+        path = write(TABLE, name)
+    notes = load(path)
+    assert notes.texts == TEXTS
+    assert (notes.task, notes.class_names, notes.labels.tolist()) == ("binary", ["non", "oui"], [1, 0, 0])
+    assert notes.ids.tolist() == ["row-1", "row-2", "row-3"]
+    assert notes.groups is None and notes.given_splits is None
+
+
+def test_csv_of_a_french_spreadsheet(tmp_path):
+    path = tmp_path / "notes.csv"
+    TABLE.to_csv(path, sep=";", index=False, encoding="utf-8-sig")
+    assert load(path).texts == TEXTS
+
+
+def test_byte_order_mark_of_jsonl(tmp_path):
+    path = tmp_path / "notes.jsonl"
+    path.write_text(TABLE.to_json(orient="records", lines=True), encoding="utf-8-sig")
+    assert load(path).texts == TEXTS
+
+
+def test_csv_cells_stay_text(write):
+    notes = load(write("text,label\nNA,NA\n007,01\n1e3,1\n", "notes.csv"))
+    assert notes.texts == ["NA", "007", "1e3"]
+    assert set(notes.class_names) == {"NA", "01", "1"}
+
+
+def test_folder_with_one_file(write):
+    assert load(write(TABLE, "train.csv").parent).given_splits is None
+
+
+def test_folder_of_split_files(write):
+    folder = write(TABLE, "train.csv").parent
+    write(TABLE.assign(text=[f"{text} Dev." for text in TEXTS]), "dev.tsv")
+    write(TABLE.assign(text=[f"{text} Test." for text in TEXTS]), "Test.jsonl")
+    notes = load(folder)
+    for part, ending in (("train", ""), ("validation", " Dev."), ("test", " Test.")):
+        assert [notes.texts[row] for row in np.flatnonzero(notes.given_splits == part)] == [t + ending for t in TEXTS]
+    assert load(folder, split_column="none").given_splits is None
+
+
+def test_split_column_and_its_words(write):
+    table = {"text": [f"note {word}" for word in "abcdef"], "label": [0, 1] * 3}
+    words = ["train", "Training ", "val", "dev", "valid", "TEST"]
+    path = write(table | {"part": words}, "notes.csv")
+    assert load(path).given_splits is None
+    expected = ["train", "train", "validation", "validation", "validation", "test"]
+    assert load(path, split_column="part").given_splits.tolist() == expected
+
+
+def test_split_column_none_ignores_the_splits(write):
+    assert load(write(TABLE.assign(split="anything")), split_column="none").given_splits is None
+
+
+def test_synthetic():
+    notes = load("synthetic:300")
+    assert len(notes) == 300 and notes.task == "binary"
+    assert len(set(notes.groups)) < 300
+    assert notes.count_labels(np.arange(300))[notes.class_names[1]] < 150  # positive: the rarer
+    assert notes.fingerprint() == load("synthetic:300").fingerprint()
+    assert notes.fingerprint() != load("synthetic:300:7").fingerprint()
+
+
+@pytest.mark.parametrize("name", ["synthetic:many", "synthetic:300:0:1"])
+def test_synthetic_misspelt(name):
+    with pytest.raises(DataError, match=f"--dataset {name}: write synthetic"):
+        load(name)
+
+
+# ---- the Hub -------------------------------------------------------------------------------------------------------
+
+
+def hub(monkeypatch, **splits):
+    """A Hub data set of these splits, whose label is a class index with names."""
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["healthy", "ill", "unclear"])}
+    )
+    parts = {
+        split: datasets.Dataset.from_dict(
+            {"text": [f"{split} {row}" for row in range(len(labels))], "label": labels}, features=features
+        )
+        for split, labels in splits.items()
+    }
+    monkeypatch.setattr(data, "load_dataset", lambda *arguments, **options: datasets.DatasetDict(parts))
+
+
+def test_hub_unreachable_is_one_line():
+    with pytest.raises(DataError, match="--dataset nobody/no-notes: neither a file or folder here nor") as caught:
+        load("nobody/no-notes")
+    assert "\n" not in str(caught.value) and caught.value.__suppress_context__
+
+
+def test_hub_names_its_classes(monkeypatch):
+    hub(monkeypatch, train=[2, 0, 1, 1])
+    notes = load("someone/notes")
+    assert notes.class_names == ["healthy", "ill", "unclear"]  # the order declared, not the alphabet's by chance
+    assert notes.labels.tolist() == [2, 0, 1, 1]
+    assert notes.given_splits is None
+
+
+def test_hub_splits(monkeypatch):
+    hub(monkeypatch, train=[0, 1, 2], validation=[1], test=[2])
+    notes = load("someone/notes")
+    assert notes.given_splits.tolist() == ["train"] * 3 + ["validation", "test"]
+    assert notes.class_names[notes.labels[-1]] == "unclear"
+    assert load("someone/notes", split_column="none").given_splits is None
+
+
+def test_hub_hidden_labels_are_not_the_last_class(monkeypatch):
+    hub(monkeypatch, train=[0, 1, 2], test=[-1, -1])
+    with pytest.raises(DataError, match=r"Unlabeled notes in 2 rows \(4, 5\)"):
+        load("someone/notes")
+
+
+def test_hub_unknown_split(monkeypatch):
+    hub(monkeypatch, train=[0, 1, 2], unsupervised=[0])
+    with pytest.raises(DataError, match="split 'unsupervised' is none of train, training, validation"):
+        load("someone/notes")
+
+
+# ---- labels --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "task", "class_names"),
+    [
+        (["10", "2", "1"], "multi-class", ["1", "2", "10"]),
+        (["urgence", "bloc", "2"], "multi-class", ["2", "bloc", "urgence"]),
+        ([1, 0, 1], "binary", ["0", "1"]),
+        ([1.0, 0.0, 1.0], "binary", ["0", "1"]),
+        ([True, False, True], "binary", ["False", "True"]),
+        (["Oui", "Non", "Oui"], "binary", ["Non", "Oui"]),
+        (["présent", "absent", "présent"], "binary", ["absent", "présent"]),
+        (["fréquent", "fréquent", "rare"], "binary", ["fréquent", "rare"]),
+        (["1", "2", "2"], "binary", ["2", "1"]),
+        ([" a", "a ", "b"], "binary", ["a", "b"]),
+        (["²", "1", "2"], "multi-class", ["1", "2", "²"]),
+    ],
+)
+def test_class_order(write, values, task, class_names):
+    notes = load(write({"text": TEXTS, "label": values}))
+    assert (notes.task, notes.class_names) == (task, class_names)
+    assert [class_names[label] for label in notes.labels] == [str(v).strip().removesuffix(".0") for v in values]
+
+
+def test_class_order_does_not_follow_the_rows(write):
+    table = pd.DataFrame({"text": [f"note {row}" for row in range(8)], "label": list("dacbbcad")})
+    assert load(write(table)).class_names == load(write(table[::-1], "backwards.csv")).class_names == list("abcd")
+
+
+def test_positive_label(write):
+    path = write(TABLE)
+    notes = load(path, positive_label="non")
+    assert notes.class_names == ["oui", "non"] and notes.labels.tolist() == [0, 1, 1]
+    with pytest.raises(DataError, match="--positive_label 1: the labels are non and oui"):
+        load(path, positive_label="1")
+
+
+def test_positive_label_of_three_classes(write):
+    with pytest.raises(DataError, match="--positive_label a: the data has 3 classes, not 2"):
+        load(write({"text": TEXTS, "label": ["a", "b", "c"]}), positive_label="a")
+
+
+@pytest.mark.parametrize("name", ["notes.jsonl", "notes.parquet"])
+def test_multi_label_lists(write, name):
+    notes = load(write({"text": TEXTS, "label": [["fièvre", "toux"], [], ["toux"]]}, name))
+    assert (notes.task, notes.class_names) == ("multi-label", ["fièvre", "toux"])
+    assert notes.labels.tolist() == [[1, 1], [0, 0], [0, 1]]
+    assert notes.count_labels(np.array([0, 2])) == {"fièvre": 1, "toux": 2}
+
+
+def test_multi_label_separator(write):
+    notes = load(write({"text": TEXTS, "label": ["10 | 2", "", "2"]}, "notes.csv"), label_separator="|")
+    assert (notes.task, notes.class_names) == ("multi-label", ["2", "10"])
+    assert notes.labels.tolist() == [[1, 1], [0, 0], [1, 0]]
+
+
+def test_multi_label_of_one_label(write):
+    with pytest.raises(DataError, match="Multi-label notes with 1 distinct label: at least 2 are needed"):
+        load(write({"text": TEXTS, "label": [["toux"], [], ["toux"]]}))
+
+
+def test_lists_written_as_text(write):
+    with pytest.raises(DataError, match="Column label holds lists written as text: use JSONL or Parquet"):
+        load(write({"text": TEXTS, "label": [["a", "b"], ["a"], ["b"]]}, "notes.csv"))
+
+
+def test_a_word_among_lists_is_not_spelled_out(write):
+    path = write('{"text": "x", "label": ["toux"]}\n{"text": "y", "label": "fièvre"}\n')
+    with pytest.raises(DataError, match=r"Column label holds no list in 1 row \(2\)"):
+        load(path)
+
+
+def test_lists_with_a_separator(write):
+    with pytest.raises(DataError, match=r"Column label holds a list in 2 rows \(1, 2\)"):
+        load(write({"text": TEXTS[:2], "label": [["a", "b"], ["a"]]}), label_separator="|")
+
+
+def test_one_class_only(write):
+    with pytest.raises(DataError, match="All 3 notes carry the same label: a classifier needs at least 2 classes"):
+        load(write({"text": TEXTS, "label": [1, 1, 1]}))
+
+
+@pytest.mark.parametrize(("name", "empty"), [("notes.csv", ""), ("notes.jsonl", None), ("notes.parquet", None)])
+def test_unlabeled_notes(write, name, empty):
+    with pytest.raises(DataError, match=r"Unlabeled notes in 1 row \(2\): label or remove them"):
+        load(write({"text": TEXTS, "label": ["a", empty, "b"]}, name))
+
+
+# ---- columns -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option", ["text_column", "label_column", "id_column", "group_column"], ids=lambda option: option.split("_")[0]
+)
+def test_missing_column_lists_those_found(write, option):
+    with pytest.raises(DataError, match=f"--{option} nope: no such column; found: text, label"):
+        load(write(TABLE), **{option: "nope"})
+
+
+def test_file_without_header(write):
+    path = write(f'"{MARKER} tousse depuis {"long" * 20}temps.",1\nToux grasse.,0\n', "notes.csv")
+    with pytest.raises(DataError, match=r"no such column; found: one of \d+ characters, 1\.") as caught:
+        load(path)
+    assert_says_nothing(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"label_column": "text"}, {"text_column": "label", "label_column": "text"}])
+def test_notes_are_not_taken_for_labels(write, caplog, options):
+    caplog.set_level(logging.DEBUG)
+    path = write(TABLE.assign(text=[f"{MARKER} a {age} ans et tousse{', beaucoup' * 9}." for age in (2, 3, 4)]))
+    with pytest.raises(DataError, match="--label_column text: holds text, not labels") as caught:
+        load(path, **options)
+    assert_says_nothing(caught.value)
+    assert MARKER not in caplog.text
+
+
+def test_empty_and_non_text_notes(write):
+    path = write('{"text": "x", "label": 0}\n{"text": " ", "label": 1}\n{"text": 3, "label": 1}\n')
+    with pytest.raises(DataError, match=r"Empty or non-text notes in 2 rows \(2, 3\): complete or remove them"):
+        load(path)
+
+
+def test_many_rows_are_counted_not_listed(write):
+    table = {"text": ["x"] + [""] * 8, "label": [0, 1, 0] * 3}
+    with pytest.raises(DataError, match=r"Empty or non-text notes in 8 rows \(2, 3, 4, 5, 6, \.\.\.\):"):
+        load(write(table, "notes.csv"))
+
+
+@pytest.mark.parametrize(("column", "options"), [("id", {}), ("note_id", {}), ("key", {"id_column": "key"})])
+def test_ids(write, column, options):
+    assert load(write(TABLE.assign(**{column: ["n1", "n2", "n3"]})), **options).ids.tolist() == ["n1", "n2", "n3"]
+
+
+def test_duplicate_ids(write):
+    with pytest.raises(DataError, match=r"Column id repeats ids in 1 row \(3\): ids must be unique"):
+        load(write(TABLE.assign(id=["n1", "n2", "n1"])))
+
+
+@pytest.mark.parametrize("option", ["id_column", "group_column"])
+@pytest.mark.parametrize(("name", "empty"), [("notes.csv", ""), ("notes.jsonl", None)])
+def test_missing_id_or_group(write, option, name, empty):
+    path = write(TABLE.assign(key=["p1", empty, "p2"]), name)
+    with pytest.raises(DataError, match=r"Column key is empty in 1 row \(2\)"):
+        load(path, **{option: "key"})
+
+
+def test_groups(write):
+    notes = load(write(TABLE.assign(patient=[7, 7, 12])), group_column="patient")
+    assert notes.groups.tolist() == ["7", "7", "12"]
+
+
+def test_unknown_split_word(write):
+    path = write(TABLE.assign(split=["train", "hold-out", "test"]))
+    with pytest.raises(DataError, match=r"Column split is none of train, .* in 1 row \(2\): correct it, or draw"):
+        load(path)
+
+
+# ---- files that cannot be read -------------------------------------------------------------------------------------
+
+
+def test_unknown_suffix(write):
+    with pytest.raises(DataError, match="cannot read .xlsx; give .csv, .tsv, .jsonl, .parquet"):
+        load(write("x", "notes.xlsx"))
+
+
+@pytest.mark.parametrize("name", ["notes.csv", "./notes", "~/no-such-folder/"])
+def test_no_such_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"--dataset {name}: no such file or folder"):
+        load(name)
+
+
+def test_no_rows(write):
+    with pytest.raises(DataError, match="notes.csv: no rows"):
+        load(write("text,label\n", "notes.csv"))
+
+
+def test_folder_of_unrelated_files(write):
+    folder = write(TABLE, "ward-a.csv").parent
+    write(TABLE, "ward-b.csv")
+    with pytest.raises(DataError, match="expected one data file, or one file a split .* found: ward-a.csv, ward-b"):
+        load(folder)
+
+
+def test_folder_with_a_split_twice(write):
+    folder = write(TABLE, "dev.csv").parent
+    write(TABLE, "validation.csv")
+    with pytest.raises(DataError, match="found: dev.csv, validation.csv"):
+        load(folder)
+
+
+def test_folder_without_data(write):
+    with pytest.raises(DataError, match="found: none"):
+        load(write("x", "README.md").parent)
+
+
+@pytest.mark.parametrize("name", ["notes.csv", "notes.tsv", "notes.jsonl"])
+def test_not_utf8(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(f'{{"text": "{MARKER} tousse", "label": 1}}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"is not UTF-8 text \(byte \d+\); save it as UTF-8") as caught:
+        load(path)
+    assert_says_nothing(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("notes.csv", f"text,label\nok,1\n{MARKER}, fièvre,0\n", r"not a readable csv file \(line 3\)"),
+        ("notes.csv", f"text,label\n{MARKER}, fièvre,0\nok, toux,1\n", r"not a readable csv file \(line 2\)"),
+        ("notes.csv", f'text,label\n"{MARKER} tousse,1\nok,0\n', "not a readable csv file"),
+        ("notes.tsv", f"text\tlabel\nok\t1\n{MARKER}\tx\t0\n", r"not a readable tsv file \(line 3\)"),
+        ("notes.jsonl", f'{{"text": "{MARKER}" "label": 1}}\n', "not a readable jsonl file"),
+        ("notes.jsonl", f"{MARKER}\n", "not a readable jsonl file"),
+        ("notes.parquet", f"{MARKER}\n", "not a readable parquet file"),
+        ("notes.csv", "", "not a readable csv file"),
+    ],
+)
+def test_malformed_file_is_refused_without_its_text(write, name, content, message):
+    with pytest.raises(DataError, match=message) as caught:
+        load(write(content, name))
+    assert_says_nothing(caught.value)
+
+
+def test_log_holds_counts_and_no_text(write, caplog):
+    caplog.set_level(logging.DEBUG)
+    texts = [f"{MARKER} a {age} ans." for age in (2, 3, 4)]
+    load(write(TABLE.assign(text=texts, patient=["p1", "p1", "p2"])), group_column="patient")
+    assert "3 notes of 2 groups, binary, non 2, oui 1 (positive: oui)" in caplog.text
+    assert MARKER not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 0}, "--folds 0: give 1"),
+        ({"validation_fraction": 0.5}, "--validation_fraction 0.5: give a fraction between 0 and 0.5"),
+        ({"max_length": 4}, "--max_length 4: give at least 8"),
+        ({"long_notes": "windows", "max_length": 64, "window_stride": 32}, "--window_stride 32: give less than half"),
+        ({"label_separator": ""}, "--label_separator: give at least one character"),
+    ],
+)
+def test_arguments_are_checked_before_any_file_is_read(options, message):
+    with pytest.raises(DataError, match=message):
+        DataArguments(**options)
+
+
+# ---- texts for pretraining -----------------------------------------------------------------------------------------
+
+
+def test_read_texts_gives_the_training_part_alone(write):
+    path = write(TABLE.assign(split=["train", "dev", "test"])[["text", "split"]])  # no label needed
+    assert read_texts(str(path)) == TEXTS[:1]
+    assert read_texts(str(path), split_column="none") == TEXTS
+    assert read_texts(str(write(TABLE.rename(columns={"text": "note"}), "all.csv")), text_column="note") == TEXTS
+
+
+def test_read_texts_of_split_files(write):
+    folder = write(TABLE[:2], "training.csv").parent
+    write(TABLE[2:], "test.csv")
+    assert read_texts(str(folder)) == TEXTS[:2]
+
+
+# ---- fingerprint ---------------------------------------------------------------------------------------------------
+
+
+def test_fingerprint_changes_with_everything_a_result_depends_on(write):
+    table = TABLE.assign(id=["a", "b", "c"], patient=["p1", "p2", "p3"], split=["train", "train", "test"])
+    variants = [
+        table,
+        table.assign(text=[TEXTS[0] + " ", *TEXTS[1:]]),
+        table.assign(label=["oui", "oui", "non"]),
+        table.assign(id=["a", "b", "d"]),
+        table.assign(patient=["p1", "p1", "p3"]),
+        table.assign(split=["train", "test", "test"]),
+    ]
+    prints = [load(write(variant), group_column="patient").fingerprint() for variant in variants]
+    prints.append(load(write(table)).fingerprint())  # without groups
+    prints.append(load(write(table), group_column="patient", split_column="none").fingerprint())
+    prints.append(load(write(table), group_column="patient", positive_label="non").fingerprint())
+    assert len(set(prints)) == len(prints)
+
+
+def test_fingerprint_does_not_change_with_the_file(write, tmp_path):
+    assert load(write(TABLE, "a.csv")).fingerprint() == load(write(TABLE, "b.parquet")).fingerprint()
+
+
+def test_fingerprint_is_the_same_in_every_process(write):
+    path = write({"text": TEXTS, "label": [["fièvre", "toux"], ["galop"], ["toux"]]})
+    code = (
+        "import sys; from data import DataArguments, load_notes; "
+        "notes = load_notes(DataArguments(dataset=sys.argv[1])); print(notes.fingerprint(), notes.class_names)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    printed = {process.communicate()[0].strip() for process in processes}
+    notes = load(path)
+    assert printed == {f"{notes.fingerprint()} {notes.class_names}"}

@@ -1,0 +1,241 @@
+"""Every score against numbers counted by hand, and thresholds against cases with a known answer."""
+
+import os
+import subprocess
+import sys
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metrics import THRESHOLD_GRID, NoteClassificationMetric, decide, probabilities_from_logits, tune_thresholds
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def compute(task, probabilities, labels, thresholds=None):
+    metric = NoteClassificationMetric(task, [f"class {number}" for number in range(len(probabilities[0]))])
+    return metric.compute(predictions=np.array(probabilities), references=np.array(labels), thresholds=thresholds)
+
+
+def positives(*probabilities):
+    """Binary probabilities (notes, 2) from those of the positive class."""
+    return [[1 - p, p] for p in probabilities]
+
+
+def check(scores: dict, **expected):
+    assert {name: scores[name] for name in expected} == pytest.approx(expected)
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def test_binary():
+    # TP 0.9, 0.8, 0.7; FN 0.4; FP 0.6, 0.5 (at the threshold: positive); TN 0.3, 0.2, 0.1, 0.0
+    scores = compute(
+        "binary", positives(0.9, 0.8, 0.7, 0.4, 0.6, 0.5, 0.3, 0.2, 0.1, 0.0), [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+    )
+    assert scores["confusion_matrix"] == [[4, 2], [1, 3]]
+    check(
+        scores,
+        accuracy=0.7,
+        precision_positive=3 / 5,
+        recall_positive=3 / 4,
+        f1_positive=2 / 3,
+        precision_macro=(4 / 5 + 3 / 5) / 2,
+        recall_macro=(4 / 6 + 3 / 4) / 2,
+        f1_macro=(8 / 11 + 2 / 3) / 2,
+        precision_weighted=0.6 * 4 / 5 + 0.4 * 3 / 5,
+        recall_weighted=0.7,
+        f1_weighted=0.6 * 8 / 11 + 0.4 * 2 / 3,
+        mcc=(3 * 4 - 2 * 1) / sqrt((3 + 2) * (3 + 1) * (4 + 2) * (4 + 1)),
+        auroc=22 / 24,  # of 4 x 6 pairs only (0.4, 0.6) and (0.4, 0.5) are in the wrong order
+        auprc=(1 + 1 + 1 + 4 / 6) / 4,  # precision where each positive is found
+    )
+    check(scores["per_class"]["class 0"], precision=4 / 5, recall=4 / 6, f1=8 / 11, support=6)
+    check(scores["per_class"]["class 1"], precision=3 / 5, recall=3 / 4, f1=2 / 3, support=4)
+    assert scores["collapsed"] is False
+
+
+def test_threshold_moves_decisions_and_not_the_ranking():
+    probabilities, labels = positives(0.9, 0.4, 0.3, 0.2), [1, 1, 0, 0]
+    assert compute("binary", probabilities, labels)["confusion_matrix"] == [[2, 0], [1, 1]]
+    moved = compute("binary", probabilities, labels, [0.35])
+    assert moved["confusion_matrix"] == [[2, 0], [0, 2]]
+    assert moved["auroc"] == compute("binary", probabilities, labels)["auroc"] == 1
+
+
+def test_multi_class():
+    # true 0: 0, 0, 1; true 1: 1; true 2: 2, 0
+    probabilities = [
+        [0.8, 0.1, 0.1],
+        [0.5, 0.3, 0.2],
+        [0.2, 0.7, 0.1],
+        [0.3, 0.6, 0.1],
+        [0.1, 0.0, 0.9],
+        [0.6, 0.0, 0.4],
+    ]
+    scores = compute("multi-class", probabilities, [0, 0, 0, 1, 2, 2])
+    assert scores["confusion_matrix"] == [[2, 1, 0], [0, 1, 0], [1, 0, 1]]
+    check(
+        scores,
+        accuracy=4 / 6,
+        precision_macro=(2 / 3 + 1 / 2 + 1) / 3,
+        recall_macro=(2 / 3 + 1 + 1 / 2) / 3,
+        f1_macro=(2 / 3 + 2 / 3 + 2 / 3) / 3,
+        f1_weighted=2 / 3,
+        # one against the rest: 0: 6 of 9 pairs in order, 1: 4 of 5, 2: 8 of 8
+        auroc=(6 / 9 + 4 / 5 + 1) / 3,
+        auprc=((1 + 2 / 3 + 3 / 5) / 3 + 1 / 2 + 1) / 3,
+        # Gorodkin's: (c s - sum p t) / sqrt((s2 - sum p2)(s2 - sum t2)), c right of s, p predicted, t true per class
+        mcc=(4 * 6 - (3 * 3 + 2 * 1 + 1 * 2)) / sqrt((36 - 14) * (36 - 14)),
+    )
+    assert "f1_positive" not in scores and "f1_micro" not in scores
+
+
+def test_multi_label():
+    # predicted: [1, 0], [1, 1], [0, 0], [0, 1]
+    probabilities = [[0.9, 0.2], [0.8, 0.6], [0.3, 0.1], [0.4, 0.7]]
+    scores = compute("multi-label", probabilities, [[1, 0], [1, 0], [0, 0], [1, 1]])
+    assert scores["confusion_matrix"] == [[[1, 0], [1, 2]], [[2, 1], [0, 1]]]
+    check(
+        scores,
+        accuracy=2 / 4,  # notes with both labels right
+        hamming_loss=2 / 8,
+        precision_micro=3 / 4,
+        recall_micro=3 / 4,
+        f1_micro=3 / 4,
+        f1_macro=(4 / 5 + 2 / 3) / 2,
+        f1_weighted=(3 * 4 / 5 + 1 * 2 / 3) / 4,
+        auroc=1,
+        auprc=1,
+        mcc=(3 * 3 - 1 * 1) / 16,
+    )
+    assert [scores["per_class"][name]["support"] for name in ("class 0", "class 1")] == [3, 1]
+    assert compute("multi-label", probabilities, [[1, 0], [1, 0], [0, 0], [1, 1]], [0.65])["accuracy"] == 3 / 4
+
+
+def test_a_class_that_never_occurs():
+    scores = compute("multi-class", [[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]], [0, 1])
+    assert scores["confusion_matrix"] == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert scores["per_class"]["class 2"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+    check(scores, accuracy=1, f1_macro=2 / 3, auroc=1)  # the ranking is the mean over the classes that have one
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize(
+    ("task", "labels"), [("binary", [1, 1]), ("multi-class", [1, 1]), ("multi-label", [[1, 0], [1, 0]])]
+)
+def test_undefined_ranking_is_none(task, labels):
+    scores = compute(task, positives(0.7, 0.8), labels)
+    assert scores["auroc"] is None and scores["auprc"] is None
+
+
+@pytest.mark.parametrize(
+    ("task", "probabilities", "labels", "collapsed"),
+    [
+        ("binary", positives(0.7, 0.8, 0.9), [1, 0, 1], True),
+        ("binary", positives(0.7, 0.8, 0.4), [1, 0, 1], False),
+        ("multi-class", [[0.1, 0.5, 0.4], [0.2, 0.6, 0.2]], [0, 1], True),
+        ("multi-label", [[0.9, 0.1], [0.8, 0.2]], [[1, 0], [0, 1]], True),
+        ("multi-label", [[0.9, 0.1], [0.8, 0.7]], [[1, 0], [0, 1]], False),
+    ],
+)
+def test_collapsed(task, probabilities, labels, collapsed):
+    scores = compute(task, probabilities, labels)
+    assert scores["collapsed"] is collapsed
+    if collapsed and task != "multi-label":
+        assert scores["mcc"] == 0
+
+
+def test_scores_are_plain_numbers():
+    scores = compute("binary", positives(0.7, 0.2), [1, 0])
+    kinds = {type(score) for name, score in scores.items() if name not in ("per_class", "confusion_matrix")}
+    assert kinds == {float, bool}
+    assert {type(number) for row in scores["confusion_matrix"] for number in row} == {int}
+
+
+def test_metric_can_be_computed_again():
+    metric = NoteClassificationMetric("binary", ["no", "yes"])
+    first = metric.compute(predictions=positives(0.7, 0.2), references=[1, 0])
+    second = metric.compute(predictions=positives(0.7, 0.2, 0.1), references=[0, 1, 1])
+    assert (first["accuracy"], second["accuracy"]) == (1, 0)
+
+
+def test_unknown_task():
+    with pytest.raises(ValueError, match="Unknown task 'regression'; choose one of: binary, multi-class, multi-label"):
+        NoteClassificationMetric("regression", ["no", "yes"])
+
+
+# ---- probabilities, decisions and thresholds -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_probabilities_are_those_of_torch(scale):
+    logits = scale * np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    tensor = torch.tensor(logits, dtype=torch.float64)
+    np.testing.assert_allclose(probabilities_from_logits(logits, "multi-class"), tensor.softmax(1), atol=1e-12)
+    np.testing.assert_allclose(probabilities_from_logits(logits, "multi-label"), tensor.sigmoid(), atol=1e-12)
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_logits():
+    logits = np.array([[1e5, -1e5], [-1e5, 1e5]])
+    for task in ("binary", "multi-label"):
+        assert probabilities_from_logits(logits, task).tolist() == [[1, 0], [0, 1]]
+
+
+def test_decide():
+    probabilities = np.array([[0.3, 0.7], [0.7, 0.3], [0.5, 0.5]])
+    assert decide(probabilities, "binary", None).tolist() == [1, 0, 1]
+    assert decide(probabilities, "binary", [0.6]).tolist() == [1, 0, 0]
+    assert decide(probabilities, "multi-label", [0.5]).tolist() == [[0, 1], [1, 0], [1, 1]]
+    assert decide(np.array([[0.3, 0.4, 0.3], [0.4, 0.3, 0.3]]), "multi-class", None).tolist() == [1, 0]
+
+
+def test_threshold_is_the_middle_of_the_best():
+    probabilities = np.array(positives(0.1, 0.25, 0.65, 0.8))
+    (threshold,) = tune_thresholds(probabilities, np.array([0, 0, 1, 1]), "binary")
+    assert threshold == pytest.approx((0.26 + 0.65) / 2, abs=0.01)
+
+
+def test_threshold_trades_one_mistake_for_another():
+    # the positive at 0.30 is only had with three negatives: f1_macro is best without it, above 0.45
+    probabilities = np.array(positives(0.30, 0.60, 0.70, 0.80, 0.45, 0.44, 0.40, 0.10, 0.20))
+    labels = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0])
+    (threshold,) = tune_thresholds(probabilities, labels, "binary")
+    assert 0.45 < threshold <= 0.60
+    assert threshold in THRESHOLD_GRID
+
+
+def test_multi_label_threshold_follows_weighted_f1():
+    # Class 0 is right below 0.3 and class 1 above 0.7: with three quarters of the labels, class 0 decides.
+    probabilities = np.array([[0.3, 0.1], [0.3, 0.7], [0.3, 0.7], [0.1, 0.8]])
+    labels = np.array([[1, 0], [1, 0], [1, 0], [0, 1]])
+    (threshold,) = tune_thresholds(probabilities, labels, "multi-label")
+    assert 0.1 < threshold <= 0.3
+
+
+def test_multi_class_has_no_threshold():
+    assert tune_thresholds(np.eye(3), np.arange(3), "multi-class") is None
+
+
+# ---- the library ---------------------------------------------------------------------------------------------------
+
+
+def test_offline_and_without_a_file(tmp_path):
+    """The library's own way is to keep a copy of the predictions in a cache folder."""
+    code = """
+import evaluate
+from metrics import NoteClassificationMetric
+assert issubclass(NoteClassificationMetric, evaluate.Metric) and evaluate.Metric.__module__ == "evaluate.module"
+scores = NoteClassificationMetric("binary", ["no", "yes"]).compute(predictions=[[0.2, 0.8]] * 9, references=[1] * 9)
+print(scores["accuracy"])
+"""
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=offline, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1.0"
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size] == []

@@ -1,0 +1,51 @@
+"""Prediction: the same probabilities as in training, note by note, and clear errors."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import invent_notes
+
+import predict
+import train
+
+SMALL = ["--folds", "1", "--max_length", "32", "--vocab_size", "400", "--num_train_epochs", "1", "--use_cpu"]
+
+
+@pytest.mark.parametrize("model", ["tfidf", "moe-transformer"])
+def test_predictions_are_those_of_training(notes_file, tmp_path, model):
+    more = ["--long_notes", "windows", "--window_stride", "8"]
+    run = ["--model", model, "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), *SMALL, *more]
+    assert train.main(run) == 0
+    new = invent_notes(90).drop(columns=["label"])
+    new["text"] = new["text"].where(new.index % 4 > 0, new["text"] + " Rien d’autre." * 9)  # some notes have windows
+    new.to_csv(tmp_path / "new.csv", index=False)
+    asked = [str(tmp_path / "run" / "model"), "--dataset", str(tmp_path / "new.csv"), "--output"]
+    assert predict.main([*asked, str(tmp_path / "a.csv")]) == 0
+    assert predict.main([*asked, str(tmp_path / "b.csv"), "--batch_size", "7"]) == 0
+    first, second = pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "b.csv")
+    assert list(first.columns) == ["id", "predicted", "probability_other", "probability_failure"]
+    assert list(first["id"]) == list(new["id"])
+    np.testing.assert_allclose(first["probability_failure"], second["probability_failure"], atol=1e-5)
+
+    stored = pd.read_parquet(tmp_path / "run" / "fold-0" / "predictions.parquet").set_index("id")["probabilities"]
+    unchanged = [note for note in stored.index if int(note[1:]) % 4]
+    expected = np.stack(stored[unchanged])[:, 1]
+    np.testing.assert_allclose(first.set_index("id").loc[unchanged, "probability_failure"], expected, atol=1e-5)
+    facts = predict.read_facts(str(tmp_path / "run" / "model"))
+    positive = first["probability_failure"] >= facts["thresholds"][0]
+    assert (np.where(positive, "failure", "other") == first["predicted"]).all()
+
+
+def test_multi_label_notes_get_all_their_labels():
+    facts = {"task": "multi-label", "thresholds": [0.4], "class_names": ["a", "b", "c"]}
+    assert predict.label_notes(np.array([[0.5, 0.1, 0.4], [0.1, 0.2, 0.3]]), facts) == ["a|c", ""]
+
+
+def test_errors_are_one_line(notes_file, tmp_path, capsys):
+    asked = ["--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
+    assert predict.main([str(tmp_path), *asked]) == 1
+    assert "no frugal_notes.json there" in capsys.readouterr().err
+    (tmp_path / "out.csv").write_text("mine")
+    assert predict.main([str(tmp_path), *asked]) == 1
+    assert "exists already; choose another file" in capsys.readouterr().err
+    assert (tmp_path / "out.csv").read_text() == "mine"

@@ -1,0 +1,257 @@
+"""Pretraining end to end on invented sentences: what it learns, what it leaves behind, what it refuses."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+import pretrain
+from backbones import find_backbone, load_config_and_tokenizer, longest_input
+from data import DataError
+
+SUBJECTS = ["L'enfant", "Le nourrisson", "La patiente", "Le garçon", "La fillette"]
+FINDINGS = ["une fièvre élevée", "un œdème pulmonaire", "une toux sèche", "un galop gauche", "une dyspnée sévère"]
+TREATMENTS = ["du furosémide", "de l'oxygène", "du paracétamol", "une antibiothérapie", "de la milrinone"]
+TINY = (
+    "--hidden_size 16 --num_hidden_layers 1 --intermediate_size 32 --vocab_size 400 --max_length 32 --use_cpu".split()
+)
+SECRET = "Zwiebelkopf"  # the name in one text only
+
+
+def invent_texts(count: int = 120) -> list[str]:
+    draw = random.Random(0)
+    choose = draw.choice
+    texts = [
+        f"{choose(SUBJECTS)} présente {choose(FINDINGS)} depuis {number} jours et reçoit {choose(TREATMENTS)}."
+        for number in range(count)
+    ]
+    return [*texts, f"{SECRET} présente une toux sèche."]
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "corpus.txt"
+    path.write_text("\n\n".join(invent_texts()), encoding="utf-8")
+    return path
+
+
+def run(*options) -> int:
+    return pretrain.main([*map(str, options)])
+
+
+def train_tiny(text_file: Path, output: Path, *options) -> dict:
+    """Three steps unless told otherwise; what pretrain.json says."""
+    assert run(*TINY, "--max_steps", 3, "--text", text_file, "--output_dir", output, *options) == 0
+    return json.loads((output / "pretrain.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def camembert(text_file, tmp_path_factory) -> tuple[Path, dict]:
+    """A mini CamemBERT trained long enough to have learned something."""
+    output = tmp_path_factory.mktemp("models") / "mini"
+    options = "--architecture camembert --stand_in_for camembert-bio --max_steps 8 --learning_rate 5e-3".split()
+    return output, train_tiny(text_file, output, *options)
+
+
+@pytest.mark.parametrize("architecture", list(pretrain.ARCHITECTURES))
+def test_each_architecture_loads_as_encoder_and_tokenizer(architecture, text_file, tmp_path):
+    report = train_tiny(text_file, tmp_path, "--architecture", architecture)
+    assert report["arguments"]["tokenizer"] == pretrain.ARCHITECTURES[architecture]
+    config, tokenizer = load_config_and_tokenizer(find_backbone(str(tmp_path)))  # checks padding and vocabulary
+    assert config.model_type == architecture and longest_input(config) == 32
+    for name in ("pad", "bos", "eos"):
+        assert getattr(config, f"{name}_token_id") == getattr(tokenizer, f"{name}_token_id")
+
+    texts = ["L'enfant présente un œdème pulmonaire.", "La fillette tousse. " * 20]
+    batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    assert batch["input_ids"].shape == (2, 32) and int(batch["input_ids"].max()) < config.vocab_size
+    assert tokenizer.unk_token_id not in tokenizer("œdème sévère")["input_ids"]
+    encoder = AutoModel.from_pretrained(tmp_path, dtype=torch.float32)
+    assert encoder(**batch).last_hidden_state.isfinite().all()
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {weight.dtype for weight in stored.values()} == {torch.float32}
+
+
+def test_tokenizer_is_as_in_training(text_file, tmp_path, monkeypatch):
+    used = []
+    collator = pretrain.DataCollatorForLanguageModeling
+    monkeypatch.setattr(
+        pretrain,
+        "DataCollatorForLanguageModeling",
+        lambda tokenizer, **kwargs: used.append(tokenizer) or collator(tokenizer, **kwargs),
+    )
+    train_tiny(text_file, tmp_path, "--architecture", "roberta", "--tokenizer", "unigram")
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert saved(invent_texts())["input_ids"] == used[0](invent_texts())["input_ids"]
+    assert not any(SECRET[:5] in token for token in saved.get_vocab())
+
+
+def test_held_out_loss_falls(camembert):
+    _, report = camembert
+    held_out = report["held_out"]
+    assert held_out["loss"] < held_out["loss_before"] - 0.1
+    assert held_out["perplexity"] == pytest.approx(2.718281828 ** held_out["loss"])
+    assert report["documents"] == {"train": 115, "held_out": 6}
+
+
+def test_same_seed_same_weights(text_file, tmp_path):
+    def weights(name: str, seed: int) -> torch.Tensor:
+        train_tiny(text_file, tmp_path / name, "--architecture", "bert", "--seed", seed)
+        return load_file(tmp_path / name / "model.safetensors")["bert.encoder.layer.0.output.dense.weight"]
+
+    first = weights("a", 0)
+    assert torch.equal(first, weights("b", 0))
+    assert not torch.equal(first, weights("c", 1))
+
+
+def test_what_is_left_behind(camembert, text_file):
+    output, report = camembert
+    files = {path.name for path in output.rglob("*") if path.is_file()}
+    assert files == {"config.json", "model.safetensors", "pretrain.json", "tokenizer.json", "tokenizer_config.json"}
+    assert json.loads((output / "config.json").read_text())["stand_in_for"] == "camembert-bio"
+    assert AutoModel.from_pretrained(output).config.stand_in_for == "camembert-bio"
+    written = (output / "pretrain.json").read_text(encoding="utf-8")
+    assert not [word for word in (SECRET, "œdème", "furosémide", "fillette") if word in written]
+    assert str(text_file.parent) not in written and report["arguments"]["text"] == "corpus.txt"
+
+
+def test_output_shows_no_text(text_file, tmp_path, capfd, caplog):
+    train_tiny(text_file, tmp_path, "--architecture", "camembert")
+    shown = "".join(capfd.readouterr()) + caplog.text
+    assert not [word for word in (SECRET, "œdème", "furosémide", "fillette") if word in shown]
+
+
+def test_continued_pretraining_keeps_tokenizer_and_lowers_loss(camembert, text_file, tmp_path):
+    source, first = camembert
+    options = "--max_steps 20 --learning_rate 1e-2 --max_length 64 --use_cpu".split()
+    assert run("--model", source, "--text", text_file, "--output_dir", tmp_path, *options) == 0
+    report = json.loads((tmp_path / "pretrain.json").read_text(encoding="utf-8"))
+    assert report["arguments"]["max_length"] == 32  # all that the encoder takes
+    assert report["held_out"]["loss_before"] == pytest.approx(first["held_out"]["loss"], abs=1e-4)
+    assert report["held_out"]["loss"] < report["held_out"]["loss_before"]
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (source, tmp_path))
+    assert before(invent_texts())["input_ids"] == after(invent_texts())["input_ids"]
+    assert str(source) not in (tmp_path / "config.json").read_text(encoding="utf-8")
+
+
+def test_interrupted_run_resumes(text_file, tmp_path, monkeypatch):
+    options = "--architecture roberta --max_steps 6 --save_steps 2".split()
+    whole = train_tiny(text_file, tmp_path / "whole", *options)
+
+    class Killed(BaseException):
+        pass
+
+    def die(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("transformers.trainer_callback.DefaultFlowCallback.on_step_begin", die, raising=False)
+        train_tiny(text_file, tmp_path / "killed", *options)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    (checkpoints / "checkpoint-5").mkdir()  # one that was cut off
+    report = train_tiny(text_file, tmp_path / "killed", *options)
+    assert report["cost"]["resumed_from"] == "checkpoint-4" and not checkpoints.exists()
+    assert report["cost"]["steps"] == 6
+    # Not to the bit: which tokens are masked is drawn a batch ahead of the step that is restored.
+    assert report["held_out"]["loss"] == pytest.approx(whole["held_out"]["loss"], abs=5e-3)
+    assert report["held_out"]["loss"] < report["held_out"]["loss_before"] - 0.01
+
+
+def test_checkpoints_of_other_settings_are_not_resumed(tmp_path):
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
+    pretrain.write_json(tmp_path / "settings.json", {"seed": 0})
+    assert pretrain.find_checkpoint(tmp_path, {"seed": 0}) == str(tmp_path / "checkpoint-4")
+    assert pretrain.find_checkpoint(tmp_path, {"seed": 1}) is None
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_blocks_hold_every_token(camembert):
+    tokenizer = AutoTokenizer.from_pretrained(camembert[0])
+    texts = invent_texts()
+    blocks = pretrain.pack_blocks(texts, tokenizer, 32)
+    lengths = [len(block["input_ids"]) for block in blocks]
+    assert max(lengths) == 32 and min(lengths) >= 31
+    ids = [token for block in blocks for token in block["input_ids"][1:-1].tolist()]
+    expected = [token for text in texts for token in tokenizer(text)["input_ids"][1:]][:-1]  # text </s> text </s> text
+    assert ids == expected
+    for block in blocks:
+        assert (block["input_ids"][0], block["input_ids"][-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+        assert block["special_tokens_mask"].tolist() == [int(token < 5) for token in block["input_ids"]]
+
+
+def test_scores_at_masked_tokens_alone_give_the_same_loss(camembert, tmp_path):
+    model = AutoModelForMaskedLM.from_pretrained(camembert[0]).eval()
+    trainer = pretrain.MaskedLanguageModelTrainer(
+        model=model, args=pretrain.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    )
+    torch.manual_seed(0)
+    input_ids = torch.randint(5, model.config.vocab_size, (3, 20))
+    labels = input_ids.masked_fill(torch.rand(3, 20) > 0.3, -100)
+    inputs = {"input_ids": input_ids, "labels": labels}
+    loss, outputs = trainer.compute_loss(model, inputs, return_outputs=True)
+    assert loss.item() == pytest.approx(model(**inputs).loss.item(), rel=1e-5)
+    assert outputs.logits.shape == (int((labels != -100).sum()), model.config.vocab_size)
+
+
+def test_training_part_alone_is_read(tmp_path, capsys):
+    """Test documents must not leak into pretraining: of these notes 19 are left."""
+    rows = [f"{text},{'train' if number < 19 else 'test'}" for number, text in enumerate(invent_texts())]
+    notes = tmp_path / "notes.csv"
+    notes.write_text("\n".join(["note,split", *rows]), encoding="utf-8")
+    options = ("--architecture", "bert", "--dataset", notes, "--text_column", "note", "--output_dir", tmp_path / "out")
+    assert run(*options) == 1
+    assert "19 different documents; at least 20 are needed" in capsys.readouterr().err
+
+
+def test_copies_count_once(tmp_path):
+    path = tmp_path / "copies.txt"
+    path.write_text("\n".join(["La même phrase."] * 50), encoding="utf-8")
+    arguments = pretrain.PretrainArguments(architecture="bert", text=str(path))
+    with pytest.raises(DataError, match="1 different documents"):
+        pretrain.read_documents(arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--text a.txt", "Give either --architecture for a new encoder or --model"),
+        ("--architecture bert --model drbert --text a.txt", "Give either --architecture for a new encoder or --model"),
+        ("--architecture bert", "Give either --text or --dataset"),
+        ("--architecture bert --text a.txt --dataset b.csv", "Give either --text or --dataset"),
+        ("--architecture gpt2 --text a.txt", "--architecture gpt2: choose from camembert, roberta, bert"),
+        ("--architecture bert --tokenizer bytes --text a.txt", "choose from unigram, bpe, wordpiece"),
+        ("--architecture bert --text a.txt --hidden_size 100 --num_attention_heads 3", "must be a multiple of"),
+        ("--architecture bert --text no-such-file.txt", "no-such-file.txt cannot be opened"),
+        ("--architecture bert --dataset no-such-file.csv", "no-such-file.csv: no such file"),
+        ("--architecture bert --text a.txt --mlm_probability 15", "a fraction between 0 and 1"),
+        ("--architecture bert --text a.txt --push_to_hub", "--push_to_hub"),
+        ("--model drbert --text a.txt --vocab_size 9", "--vocab_size: an existing encoder keeps"),
+        ("--model ./no-such-folder --text {text}", "no-such-folder"),
+        ("--architecture bert --text {text} --vocab_size 20", "--vocab_size 20: single characters"),
+    ],
+)
+def test_mistakes_get_one_line(options, message, text_file, tmp_path, capsys):
+    status = run(*options.format(text=text_file).split(), "--output_dir", tmp_path / "out", "--use_cpu")
+    error = capsys.readouterr().err
+    assert status == 1
+    line = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(line) == 1 and message in line[0]
+    assert "Traceback" not in error and not (tmp_path / "out" / "pretrain.json").exists()
+
+
+def test_finished_model_is_not_replaced_by_accident(text_file, tmp_path, capsys):
+    train_tiny(text_file, tmp_path, "--architecture", "bert")
+    options = (*TINY, "--max_steps", 1, "--text", text_file, "--output_dir", tmp_path)
+    assert run("--architecture", "roberta", *options) == 1
+    assert "already holds a model" in capsys.readouterr().err
+    assert run("--model", tmp_path, "--text", text_file, "--output_dir", tmp_path, "--overwrite") == 1
+    assert "--model and --output_dir are both" in capsys.readouterr().err
+    assert (tmp_path / "pretrain.json").is_file()
+    assert run("--architecture", "roberta", *options, "--overwrite") == 0
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "roberta"

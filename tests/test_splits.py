@@ -1,0 +1,274 @@
+"""Splits are complete, disjoint and stratified, and neither a patient nor a text is on both sides of one."""
+
+import logging
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from data import DataArguments, DataError, Notes
+from splits import balanced_class_weights, draw_splits, report_repeated_texts
+
+SEEDS = range(5)
+
+
+def make_notes(labels, groups=None, texts=None, given=None) -> Notes:
+    labels = np.asarray(labels)
+    if labels.ndim == 2:
+        task, classes = "multi-label", labels.shape[1]
+    else:
+        classes = labels.max() + 1
+        task = "binary" if classes == 2 else "multi-class"
+    return Notes(
+        name="invented",
+        task=task,
+        class_names=[f"class {number}" for number in range(classes)],
+        ids=np.array([f"n{row}" for row in range(len(labels))]),
+        texts=texts or [f"note {row}" for row in range(len(labels))],
+        labels=labels,
+        groups=None if groups is None else np.asarray(groups).astype(str),
+        given_splits=None if given is None else np.asarray(given),
+    )
+
+
+def patients(seed: int, count: int = 300, classes: int = 2) -> Notes:
+    """Notes of patients with one to six notes each, whose labels lean towards the patient's own."""
+    draw = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(count), draw.integers(1, 7, count))[:count]
+    own = draw.integers(0, classes, count)[groups]
+    return make_notes(np.where(draw.random(count) < 0.7, own, draw.integers(0, classes, count)), groups)
+
+
+def shares(notes: Notes, indices: np.ndarray) -> np.ndarray:
+    return np.array(list(notes.count_labels(indices).values())) / len(indices)
+
+
+def draw(notes: Notes, **options):
+    return draw_splits(notes, DataArguments(**options))
+
+
+def rows(splits) -> list[dict]:
+    return [{name: part.tolist() for name, part in split.parts()} for split in splits]
+
+
+# ---- drawn splits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_folds(seed, classes):
+    notes = patients(seed, classes=classes)
+    splits = draw(notes, folds=5, split_seed=seed)
+    assert len(splits) == 5
+    tested = np.concatenate([split.test for split in splits])
+    assert sorted(tested) == list(range(len(notes)))  # each note once
+    overall = shares(notes, np.arange(len(notes)))
+    for split in splits:
+        parts = [part for _, part in split.parts()]
+        assert sorted(np.concatenate(parts)) == list(range(len(notes)))  # complete, and no note twice
+        for part in parts:
+            assert shares(notes, part) == pytest.approx(overall, abs=0.08)
+        groups = [set(notes.groups[part]) for part in parts]
+        assert sum(map(len, groups)) == len(set.union(*groups))  # no patient twice
+
+
+@pytest.mark.parametrize("folds", [1, 2, 10])
+def test_sizes(folds):
+    notes = make_notes([0, 0, 1] * 200)
+    splits = draw(notes, folds=folds, validation_fraction=0.2)
+    assert len(splits) == folds
+    for split in splits:
+        test = 600 // (folds if folds > 1 else 5)  # a single split tests on a fifth
+        assert len(split.test) == pytest.approx(test, abs=2)
+        assert len(split.validation) == pytest.approx((600 - test) / 5, abs=2)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.15, 0.25, 0.3, 0.4, 0.45])
+def test_validation_fraction(fraction):
+    split = draw(make_notes([0, 0, 1] * 400), folds=2, validation_fraction=fraction)[0]
+    assert len(split.validation) / 600 == pytest.approx(fraction, abs=0.02)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_identical_texts_never_cross(seed, grouped):
+    draw_random = np.random.default_rng(seed)
+    numbers = np.arange(300)
+    numbers[draw_random.choice(300, 40, replace=False)] = draw_random.integers(0, 300, 40)  # copies of other notes
+    texts = [f"Toux {number} fois" if draw_random.random() < 0.5 else f"TOUX  {number} fois " for number in numbers]
+    groups = np.arange(300) // 2 if grouped else None
+    notes = make_notes(draw_random.integers(0, 2, 300), groups, texts)
+    for split in draw(notes, folds=3, split_seed=seed):
+        parts = [set(numbers[part]) for _, part in split.parts()]
+        assert sum(map(len, parts)) == len(set(numbers))
+        if grouped:
+            assert sum(len(set(groups[part])) for _, part in split.parts()) == len(set(groups))
+
+
+def test_seed_of_the_splits():
+    notes = patients(0)
+    assert rows(draw(notes, split_seed=3)) == rows(draw(notes, split_seed=3))
+    assert rows(draw(notes, split_seed=0)) != rows(draw(notes, split_seed=3))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rare_labels_reach_every_part(seed):
+    draw_random = np.random.default_rng(seed)
+    labels = (draw_random.random((400, 4)) < [0.6, 0.3, 0.1, 0]).astype(int)
+    labels[draw_random.choice(400, 20, replace=False), 3] = 1  # 5 % of the notes
+    notes = make_notes(labels)
+    for split in draw(notes, folds=3, split_seed=seed):
+        for _, part in split.parts():
+            assert all(notes.count_labels(part).values())
+            assert shares(notes, part)[3] == pytest.approx(0.05, abs=0.03)
+
+
+def test_class_of_too_few_notes():
+    with pytest.raises(DataError, match="Class 'class 1' is in 4 notes of 4 different notes, fewer than the 5 parts"):
+        draw(make_notes([0] * 30 + [1] * 4), folds=5)
+
+
+def test_class_of_too_few_patients():
+    notes = make_notes([0] * 30 + [1] * 10, groups=[*range(30), *[30, 31] * 5])
+    with pytest.raises(
+        DataError, match=r"Class 'class 1' is in 10 notes of 2 different groups \(patients\), fewer than"
+    ):
+        draw(notes, folds=1)
+
+
+def test_label_of_too_few_notes():
+    labels = np.ones((30, 2), dtype=int)
+    labels[4:, 1] = 0
+    with pytest.raises(DataError, match="Class 'class 1' is in 4 notes"):
+        draw(make_notes(labels), folds=5)
+
+
+@pytest.mark.parametrize(
+    ("patients", "folds", "message"),
+    [
+        (4, 1, "60 notes of 4 different groups or texts are too few to cut into 5 parts"),
+        (6, 3, "40 notes of 4 different groups or texts are too few to cut into 7 parts"),  # what one fold leaves
+    ],
+)
+def test_too_few_patients(patients, folds, message):
+    notes = make_notes([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1] * 5, groups=np.arange(60) % patients)
+    with pytest.raises(DataError, match=message):
+        draw(notes, folds=folds)
+
+
+def test_one_long_note_costs_no_memory():
+    """Texts held in one array of equal width would take 200 MB here, and gigabytes for a real corpus."""
+    notes = make_notes([0, 1] * 250, texts=[f"note {row}" for row in range(499)] + ["x" * 100_000])
+    tracemalloc.start()
+    report_repeated_texts(notes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+# ---- given splits --------------------------------------------------------------------------------------------------
+
+GIVEN = np.array(["train"] * 60 + ["validation"] * 20 + ["test"] * 20)
+
+
+def test_given_splits_are_respected():
+    split, *others = draw(make_notes([0, 1] * 50, given=GIVEN), folds=5)
+    assert not others
+    for name, part in split.parts():
+        assert part.tolist() == np.flatnonzero(GIVEN == name).tolist()
+
+
+def test_validation_is_drawn_from_training_when_missing():
+    given = np.where(GIVEN == "validation", "train", GIVEN)
+    notes = make_notes([0, 1] * 50, groups=np.arange(100) // 2, given=given)
+    (split,) = draw(notes)
+    assert split.test.tolist() == list(range(80, 100))
+    assert sorted([*split.train, *split.validation]) == list(range(80))
+    assert len(split.validation) == pytest.approx(0.15 * 80, abs=2)
+    assert not set(notes.groups[split.train]) & set(notes.groups[split.validation])
+
+
+@pytest.mark.parametrize(
+    ("parts", "found"),
+    [(["train", "validation"], "splits train, validation"), (["test"], "split test"), (["train"], "split train")],
+)
+def test_given_splits_without_train_or_test(parts, found):
+    notes = make_notes([0, 1] * 30, given=[parts[row % len(parts)] for row in range(60)])
+    with pytest.raises(DataError, match=f"The data gives only the {found}: add the missing of train and test"):
+        draw(notes)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_label_that_training_lacks(part):
+    labels = np.where(GIVEN == part, 2, np.arange(100) % 2)
+    with pytest.raises(DataError, match=f"The {part} part has labels that training lacks: class 2"):
+        draw(make_notes(labels, given=GIVEN))
+
+
+@pytest.mark.parametrize(
+    ("left", "right"), [("train", "test"), ("train", "validation"), ("validation", "test")], ids="-".join
+)
+def test_given_splits_that_cut_a_group(left, right):
+    groups = np.arange(100)
+    groups[np.flatnonzero(GIVEN == right)[:2]] = groups[np.flatnonzero(GIVEN == left)[:2]]
+    with pytest.raises(DataError, match=f"2 groups are in both the {left} and the {right} part"):
+        draw(make_notes([0, 1] * 50, groups, given=GIVEN), allow_leaks=True)
+
+
+def test_test_texts_repeated_in_training(caplog):
+    texts = [f"note {row}" for row in range(100)]
+    texts[90], texts[95] = "NOTE 3", "note  4"
+    notes = make_notes([0, 1] * 50, texts=texts, given=GIVEN)
+    with pytest.raises(DataError, match=r"train part are repeated in the test part: 2 rows \(91, 96\)\. Remove them"):
+        draw(notes)
+    caplog.set_level(logging.WARNING)
+    (split,) = draw(notes, allow_leaks=True)
+    assert split.test.tolist() == list(range(80, 100))
+    assert "repeated in the test part: 2 rows (91, 96)" in caplog.text
+    assert "note" not in caplog.text.lower()
+
+
+def test_other_repeated_texts_are_a_warning(caplog):
+    texts = [f"note {row}" for row in range(100)]
+    texts[70], texts[85] = texts[0], texts[71]
+    draw(make_notes([0, 1] * 50, texts=texts, given=GIVEN))
+    assert "train part are repeated in the validation part: 1 row (71)" in caplog.text
+    assert "validation part are repeated in the test part: 1 row (86)" in caplog.text
+
+
+# ---- counts and weights --------------------------------------------------------------------------------------------
+
+
+def test_repeated_texts_and_contradicting_labels(caplog):
+    texts = ["toux", "Toux ", "fièvre", "fièvre", "fièvre", "galop"]
+    counts = report_repeated_texts(make_notes([0, 0, 0, 1, 0, 1], texts=texts))
+    assert counts == {"repeated_texts": 5, "contradicting_labels": 3}
+    assert "5 notes share their text with another; 3 of them under different labels" in caplog.text
+    labels = [[0, 1], [1, 1], [1, 0], [1, 0], [1, 0], [0, 0]]
+    counts = report_repeated_texts(make_notes(labels, texts=texts))
+    assert counts == {"repeated_texts": 5, "contradicting_labels": 2}
+
+
+def test_no_repeated_texts(caplog):
+    assert report_repeated_texts(make_notes([0, 1])) == {"repeated_texts": 0, "contradicting_labels": 0}
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([0, 0, 0, 1], [4 / 6, 4 / 2]),
+        ([0, 1, 1, 2, 2, 2], [6 / 3, 6 / 6, 6 / 9]),
+        ([[1, 0], [1, 0], [1, 1], [0, 0]], [1 / 3, 3 / 1]),
+    ],
+)
+def test_balanced_class_weights(labels, expected):
+    assert balanced_class_weights(make_notes(labels), np.arange(len(labels))).tolist() == pytest.approx(expected)
+
+
+def test_weights_look_at_the_given_rows_alone():
+    notes = make_notes([0, 0, 0, 1, 1, 1])
+    assert balanced_class_weights(notes, np.array([0, 1, 2, 3])).tolist() == pytest.approx([4 / 6, 4 / 2])
+    weights = balanced_class_weights(notes, np.array([0, 1, 2, 3]))
+    assert sum(weights[label] * count for label, count in Counter([0, 0, 0, 1]).items()) == pytest.approx(4)
