@@ -1,0 +1,90 @@
+"""What the README and the grid script say exists, exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+import predict
+from backbones import BACKBONES
+from data import DataArguments
+from heads import HEADS
+from models import SCRATCH_MODELS, TUNINGS, ModelArguments
+from report import HEADS as REPORTED_HEADS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPT = (ROOT / "run_all.sh").read_text(encoding="utf-8")
+
+
+def known_flags() -> set[str]:
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    for script in ("evaluate.py", "pretrain.py", "predict.py", "synthetic.py"):
+        shown = subprocess.run(
+            [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        flags |= set(re.findall(r"--[a-z][\w-]*", shown))
+    flags |= set(re.findall(r"^ +(--[\w| -]+)\)", SCRIPT, re.MULTILINE) and re.findall(r"--[a-z][\w-]*", SCRIPT))
+    return flags
+
+
+def test_flags_of_the_readme_exist():
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README))
+    assert mentioned - known_flags() == set()
+    assert len(mentioned) > 15
+
+
+def test_flags_that_the_grid_passes_on_exist():
+    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    passed = re.findall(r"(?:arguments\+?=|extra\+?=)\((.*?)\)", SCRIPT)
+    assert len(passed) >= 4
+    assert set(re.findall(r"--[a-z][\w-]*", " ".join(passed))) <= flags
+
+
+def test_files_of_the_readme_exist_and_all_scripts_are_listed():
+    table = README.split("## The files, in reading order")[1].split("## How to add")[0]
+    listed = set(re.findall(r"`([\w./-]+?)`", table))
+    for name in listed - {"Trainer"}:
+        assert (ROOT / name).exists(), name
+    assert {path.name for path in ROOT.glob("*.py")} <= listed
+    for name in re.findall(r"`((?:tests/)?\w+\.(?:py|sh|txt))`", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_every_module_has_its_test_file():
+    tested_elsewhere = {"models", "results"}  # by test_train.py, which reads every result that they make
+    modules = {path.stem for path in ROOT.glob("*.py")} - tested_elsewhere
+    assert modules == {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")} - {"docs", "run_all"}
+
+
+def test_names_agree_between_code_grid_and_readme():
+    assert f"heads={','.join(HEADS)}" in SCRIPT and f"tunings={','.join(TUNINGS)}" in SCRIPT
+    assert f"models=tfidf,{','.join(SCRATCH_MODELS)},{','.join(BACKBONES)}" in SCRIPT
+    assert [head for head in REPORTED_HEADS if head] == list(HEADS)
+    for name in [*HEADS, *TUNINGS, *SCRATCH_MODELS, *BACKBONES, "tfidf"]:
+        assert f"`{name}`" in README, name
+
+
+def test_requirements_are_pinned():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    packages = [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", package) for package in packages)
+    for package in ("transformers", "peft", "datasets", "evaluate", "accelerate", "torch"):
+        assert any(line.startswith(f"{package}==") for line in packages)
+
+
+@pytest.mark.parametrize("command", ["train.py", "predict.py", "evaluate.py", "pretrain.py"])
+def test_commands_in_docstrings_name_their_script(command):
+    source = (ROOT / command).read_text(encoding="utf-8")
+    assert command in source.split('"""')[1]
+
+
+def test_predict_reads_what_train_writes():
+    from results import MODEL_FACTS
+
+    assert predict.MODEL_FACTS == MODEL_FACTS

@@ -1,0 +1,66 @@
+"""One smoke run of the whole grid: plan, runs, a failure that stops nothing, table; then again, with nothing redone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_all(*arguments):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PATH": path}
+    return subprocess.run(
+        ["bash", "run_all.sh", *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_plan_of_the_paper_and_filters():
+    whole = run_all("--dry-run")
+    assert whole.returncode == 0 and whole.stdout.startswith("48 runs of 5 folds on synthetic")
+    assert whole.stdout.count("-grn-frozen") == 3 and whole.stdout.count("-lora") == 30  # in two columns: id, tuning
+    some = run_all("--dry-run", "--models", "tfidf,drbert", "--heads", "grn,linear", "--tuning", "full", "--jobs", "2")
+    assert some.stdout.startswith("3 runs of 5 folds on synthetic, 2 at a time")
+    assert [line.split()[0] for line in some.stdout.splitlines()[2:]] == ["tfidf", "drbert-grn-full", "drbert-linear-full"]
+    assert not (ROOT / "runs" / "plan.tsv").exists()
+
+
+def test_mistakes_are_one_line():
+    for arguments, message in (
+        (["--heads", "gru"], "--heads gru: choose from linear"),
+        (["--tuning", "half"], "--tuning half: choose from frozen"),
+        (["--jobs", "0"], "--jobs 0: give a number from 1"),
+        (["--folds"], "--folds needs a value"),
+    ):
+        done = run_all(*arguments)
+        assert done.returncode == 2 and message in done.stderr
+
+
+def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
+    # fmt: off
+    arguments = [
+        "--dataset", notes_file, "--output", tmp_path / "runs", "--report", tmp_path / "report", "--folds", 2,
+        "--models", f"tfidf,transformer,{encoder_folder},no-such/encoder", "--heads", "grn", "--tuning", "frozen",
+        "--jobs", 2, "--group_column", "patient", "--max_length", 48, "--vocab_size", 400, "--num_train_epochs", 1,
+    ]
+    # fmt: on
+    done = run_all(*arguments)
+    assert done.returncode == 1  # because one encoder cannot be had; everything else is there
+    assert "4 runs of 2 folds" in done.stdout
+    assert "no-such--encoder-grn-frozen: FAILED: error: no-such/encoder is not in the cache" in done.stdout
+    table = (tmp_path / "report" / "results.md").read_text()
+    results = pd.read_csv(tmp_path / "report" / "results.csv")
+    assert len(results) == 4 and results["f1_macro_mean"].notna().sum() == 3
+    assert "no-such" in table and "TF-IDF" in table or "tfidf" in table
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 6
+    assert sorted(path.name for path in (tmp_path / "runs" / "logs").glob("*.log")) == [
+        f"{encoder_folder.name}-grn-frozen.log", "no-such--encoder-grn-frozen.log", "tfidf.log", "transformer.log",
+    ]  # fmt: skip
+
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("result.json")}
+    again = run_all(*arguments)
+    assert again.returncode == 1 and "finished earlier, kept" in (tmp_path / "runs" / "logs" / "tfidf.log").read_text()
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
