@@ -6,6 +6,7 @@ Knows the Hub and nothing of notes or training. A name is an alias of `BACKBONES
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import resolve_revision
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # Position ids of these architectures begin after the padding id: so many positions fewer are usable.
@@ -45,11 +46,30 @@ def is_local(backbone: Backbone) -> bool:
     return Path(backbone.hub_id).expanduser().is_dir()
 
 
+def resolve_commit(backbone: Backbone) -> str | None:
+    """The commit that the encoder's revision, or its newest state, means now; None for a local folder.
+
+    Raises:
+        BackboneError: neither the cache nor the Hub knows it.
+    """
+    if is_local(backbone):
+        return None
+    try:
+        return resolve_revision(backbone.hub_id, revision=backbone.revision).resolved
+    except Exception as error:  # offline, unknown, gated, not an id at all: the remedy is the same
+        raise _unreachable(backbone) from error
+
+
+def _unreachable(backbone: Backbone) -> BackboneError:
+    return BackboneError(
+        f"{backbone.hub_id} is not in the cache and the Hub did not give it. Where there is a network, run `hf "
+        f"download {backbone.hub_id}`, then copy the cache or give the folder as --model; or try `bash run_all.sh "
+        "--demo`."
+    )
+
+
 def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """The encoder's configuration and tokenizer, checked to fit each other.
-
-    The configuration's `_commit_hash` is the commit that was loaded (None for a local folder): load the weights from
-    that one, so that all folds of a run have the same encoder even if the repository changes meanwhile.
 
     Raises:
         BackboneError: unreachable, incomplete, or padding and vocabulary of the two do not agree.
@@ -60,13 +80,9 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
         tokenizer = backbone.tokenizer_class.from_pretrained(name, revision=backbone.revision)
     except (OSError, ValueError, KeyError) as error:  # what transformers raises for offline, unknown, incomplete
         if is_local(backbone):
-            raise BackboneError(
-                f"{name}: not a folder with a model and its tokenizer ({type(error).__name__})."
-            ) from error
-        raise BackboneError(
-            f"{name} is not in the cache and the Hub did not give it. Where there is a network, run `hf download "
-            f"{name}`, then copy the cache or give the folder as --model; or try `bash run_all.sh --demo`."
-        ) from error
+            problem = f"not a folder with a model and its tokenizer ({type(error).__name__})"
+            raise BackboneError(f"{name}: {problem}.") from error
+        raise _unreachable(backbone) from error
     if not tokenizer.is_fast:
         raise BackboneError(
             f"{name}: a fast tokenizer is needed, to cut long notes; found {type(tokenizer).__name__}."

@@ -13,7 +13,7 @@ import numpy as np
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from backbones import find_backbone, load_config_and_tokenizer, longest_input
+from backbones import find_backbone, load_config_and_tokenizer, longest_input, resolve_commit
 from data import DataArguments, Notes
 from heads import HEADS, EncoderWithHeadForSequenceClassification, attention_projections
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
@@ -140,12 +140,11 @@ def build_model(
     else:
         backbone = find_backbone(model_args.model, model_args.model_revision)
         encoder_config, tokenizer = load_config_and_tokenizer(backbone)
-        revision = getattr(encoder_config, "_commit_hash", None)  # None for a local folder
-        described |= {"kind": "pretrained", "backbone": backbone.hub_id, "revision": revision}
+        described |= {"kind": "pretrained", "backbone": backbone.hub_id, "revision": backbone.revision}
         described["stand_in_for"] = getattr(encoder_config, "stand_in_for", None)
         model = EncoderWithHeadForSequenceClassification.from_encoder(
             backbone.hub_id,
-            revision=revision,
+            revision=backbone.revision,
             head=model_args.head,
             head_size=model_args.head_size,
             tuning=model_args.tuning,
@@ -176,10 +175,14 @@ def add_lora(model: EncoderWithHeadForSequenceClassification, rank: int) -> Peft
     return get_peft_model(model, config)
 
 
-def check_max_length(model_args: ModelArguments, data_args: DataArguments):
-    """Lower --max_length to what the encoder takes, and say so: past that it would fail with an index error."""
-    if model_args.kind in ("baseline", "scratch"):
-        return
+def prepare_encoder(model_args: ModelArguments, data_args: DataArguments):
+    """Settle what the encoder decides, once for all folds: its commit and the longest input.
+
+    Writes the commit into `--model_revision`, so that a repository that changes meanwhile does not change the run, and
+    lowers `--max_length` to what the encoder takes: past that it would fail with an index error.
+    """
+    backbone = find_backbone(model_args.model, model_args.model_revision)
+    model_args.model_revision = resolve_commit(backbone)
     config, _ = load_config_and_tokenizer(find_backbone(model_args.model, model_args.model_revision))
     longest = longest_input(config)
     if longest and longest < data_args.max_length:

@@ -34,7 +34,7 @@ from backbones import BackboneError
 from baseline import Settings
 from data import DataArguments, DataError, Notes, load_notes
 from metrics import NoteClassificationMetric, tune_thresholds
-from models import TUNINGS, ModelArguments, check_max_length
+from models import TUNINGS, ModelArguments, prepare_encoder
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
@@ -304,7 +304,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     notes = load_notes(data_args)
     repeated = report_repeated_texts(notes)
     splits = draw_splits(notes, data_args)
-    check_max_length(model_args, data_args)
+    if model_args.kind in TUNINGS:
+        prepare_encoder(model_args, data_args)
 
     fold_results = []
     for seed in model_args.seeds:

@@ -159,6 +159,7 @@ def last_complete_checkpoint(folder: Path) -> str | None:
 
     The Trainer writes trainer_state.json last, so a checkpoint without it was cut off.
     """
+
     def is_complete(checkpoint: Path) -> bool:
         try:
             return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))

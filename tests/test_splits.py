@@ -206,9 +206,7 @@ def test_label_that_training_lacks(part):
         draw(make_notes(labels, given=GIVEN))
 
 
-@pytest.mark.parametrize(
-    ("left", "right"), [("train", "test"), ("train", "validation"), ("validation", "test")], ids="-".join
-)
+@pytest.mark.parametrize(("left", "right"), [("train", "test"), ("train", "validation"), ("validation", "test")])
 def test_given_splits_that_cut_a_group(left, right):
     groups = np.arange(100)
     groups[np.flatnonzero(GIVEN == right)[:2]] = groups[np.flatnonzero(GIVEN == left)[:2]]
