@@ -10,8 +10,8 @@ from data import DataArguments
 
 def tokenize_notes(
     texts: list[str], labels: np.ndarray | None, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
-) -> tuple[Dataset, int]:
-    """Token ids, and how many of the notes are longer than `max_length` tokens.
+) -> tuple[Dataset, np.ndarray]:
+    """Token ids, and for each note whether it is longer than `max_length` tokens.
 
     Returns a data set in memory with `input_ids` (a list of windows a note, one unless `--long_notes windows`),
     `length` (tokens of all windows, for batches of similar length) and, if given, `labels`.
@@ -29,7 +29,7 @@ def tokenize_notes(
     input_ids: list[list[list[int]]] = [[] for _ in texts]
     for note, ids in zip(encoded["overflow_to_sample_mapping"], encoded["input_ids"], strict=True):
         input_ids[note].append(ids)
-    too_long = sum(len(note) > 1 for note in input_ids)
+    too_long = np.array([len(note) > 1 for note in input_ids])
     if not windows:
         input_ids = [note[:1] for note in input_ids]
     columns = {"input_ids": input_ids, "length": [sum(map(len, note)) for note in input_ids]}

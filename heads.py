@@ -240,10 +240,11 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         window_note: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        hidden_states: torch.Tensor | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput:
         """Classify notes.
@@ -254,15 +255,19 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
             window_note: (rows,), for each row the number of its note in the batch, counted from 0, when long notes are
                 cut into windows; the logits of a note are the mean over its windows. Left out: one row a note.
             labels: (notes,) class indices, or (notes, num_labels) with 0 and 1 for a multi-label model.
+            hidden_states: (rows, tokens, H), the encoder's last hidden states if they are known already; it is then
+                not run and `input_ids` are not needed.
 
         Returns:
             logits (notes, num_labels), and the unweighted loss when labels are given.
         """
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tuning != "frozen"):
-            hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        hidden_states = self.head(hidden_states, attention_mask)  # (rows, tokens, H)
+            rows_and_tokens = (input_ids if hidden_states is None else hidden_states).shape[:2]
+            attention_mask = torch.ones(rows_and_tokens, dtype=torch.long, device=self.device)
+        if hidden_states is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tuning != "frozen"):
+                hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden_states = self.head(hidden_states.to(self.classifier.weight.dtype), attention_mask)  # (rows, tokens, H)
         if self.config.pooling == "cls":
             pooled = hidden_states[:, 0]
         else:

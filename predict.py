@@ -63,7 +63,7 @@ def predict_probabilities(model: str, facts: dict, texts: list[str], batch_size:
         DataArguments(), **{name: facts[name] for name in ("max_length", "long_notes", "window_stride")}
     )
     encoded, too_long = tokenize_notes(texts, None, tokenizer, arguments)
-    logger.info("%d notes, %d of them over %d tokens", len(texts), too_long, arguments.max_length)
+    logger.info("%d notes, %d of them over %d tokens", len(texts), too_long.sum(), arguments.max_length)
     by_length = np.argsort(encoded["length"], kind="stable")  # batches of similar length waste little on padding
     loader = DataLoader(encoded.select(by_length), batch_size, collate_fn=WindowCollator(tokenizer))
     logits = [network(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.cpu() for batch in loader]

@@ -68,7 +68,7 @@ COMMON_RECIPE = dict(
     seed=0,
 )
 RECIPES = {
-    "from scratch": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=16),
+    "from scratch": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=8),
     "continued": dict(learning_rate=5e-5, num_train_epochs=3, per_device_train_batch_size=8),
 }
 # The training arguments that go into pretrain.json, and that an interrupted run must share to be resumed.
@@ -254,9 +254,7 @@ def build_new(arguments: PretrainArguments, documents: list[str]) -> tuple[PreTr
     return AutoModelForMaskedLM.from_config(config, dtype=torch.float32), tokenizer
 
 
-def load_existing(
-    arguments: PretrainArguments, documents: list[str]
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_existing(arguments: PretrainArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The encoder and tokenizer of `--model`; lowers `arguments.max_length` to what the encoder takes."""
     backbone = find_backbone(arguments.model, arguments.model_revision)
     config, tokenizer = load_config_and_tokenizer(backbone)
@@ -346,8 +344,7 @@ def pretrain(arguments: PretrainArguments, training_args: TrainingArguments) -> 
     train, held_out = hold_out(documents, arguments.held_out_fraction, training_args.seed)
     parts = {"train": train, "held_out": held_out}
     set_seed(training_args.seed)  # before the model exists
-    build = build_new if arguments.model is None else load_existing
-    model, tokenizer = build(arguments, train)
+    model, tokenizer = build_new(arguments, train) if arguments.model is None else load_existing(arguments)
     if arguments.stand_in_for is not None:
         model.config.stand_in_for = arguments.stand_in_for
     blocks = {name: pack_blocks(part, tokenizer, arguments.max_length) for name, part in parts.items()}

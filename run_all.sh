@@ -26,9 +26,9 @@ tunings=frozen,lora,full
 extra=(--keep_model False)
 if [[ " $* " == *" --demo "* ]]; then
   # Small enough for ten minutes on two cores; stand-ins take the place of the encoders that the Hub would give.
-  demo=true dataset=synthetic:1200 folds=2 tunings=frozen output=runs-demo report=report-demo
+  demo=true dataset=synthetic:1000 folds=2 tunings=frozen output=runs-demo report=report-demo
   jobs=$((cores > 1 ? 2 : 1))
-  extra+=(--max_length 160 --num_train_epochs 8)
+  extra+=(--max_length 160 --num_train_epochs 5)
 fi
 while (($#)); do
   case "$1" in
@@ -89,11 +89,11 @@ printf '%s\n' "${plan[@]}" > "${output}/plan.tsv"
 
 if ${demo}; then
   echo "making three mini encoders, stand-ins for the paper's (logs in ${output}/logs)"
-  # another seed of the generator: no note of the corpus is in the pretraining text
-  for spec in camembert-bio:camembert:unigram alibert:roberta:unigram drbert:camembert:unigram; do
-    IFS=: read -r alias architecture tokenizer <<< "${spec}"
-    python pretrain.py --architecture "${architecture}" --tokenizer "${tokenizer}" --dataset synthetic:1500:1 \
-      --stand_in_for "${alias}" --max_steps 120 --output_dir "${output}/stand-ins/${alias}" \
+  # other seeds of the generator: no note of the corpus is in the pretraining texts
+  for spec in camembert-bio:camembert:1 alibert:roberta:2 drbert:camembert:3; do
+    IFS=: read -r alias architecture seed <<< "${spec}"
+    python pretrain.py --architecture "${architecture}" --tokenizer unigram --dataset "synthetic:1500:${seed}" \
+      --seed "${seed}" --stand_in_for "${alias}" --max_steps 120 --output_dir "${output}/stand-ins/${alias}" \
       > "${output}/logs/pretrain-${alias}.log" 2>&1 || echo "  failed: ${output}/logs/pretrain-${alias}.log" &
     while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
   done

@@ -33,6 +33,7 @@ import hub
 from backbones import BackboneError
 from baseline import Settings
 from data import DataArguments, DataError, Notes, load_notes
+from features import FrozenFeatures
 from metrics import NoteClassificationMetric, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from results import (
@@ -119,6 +120,7 @@ def run_fold(
     split: Split,
     seed: int,
     folder: Path,
+    features: FrozenFeatures,
     settings: dict,
 ) -> tuple[Trained, np.ndarray, dict]:
     """Train on one fold, tune its threshold on validation, read its test part once.
@@ -132,7 +134,7 @@ def run_fold(
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
                 discard_foreign_checkpoints(checkpoints, settings)
-        trained = train_network(model_args, data_args, training_args, notes, split, seed, checkpoints)
+        trained = train_network(model_args, data_args, training_args, notes, split, seed, checkpoints, features)
     metric = NoteClassificationMetric(notes.task, notes.class_names)
 
     validation_probabilities = trained.predict(split.validation)
@@ -167,7 +169,6 @@ def run_fold(
         **scores,
         "cost": {
             **trained.cost,
-            "feature_hours": 0.0,
             "evaluation_seconds": seconds,
             "peak_memory_mb": peak_memory_mb(),
         },
@@ -226,6 +227,7 @@ def keep_model(
     splits: list[Split],
     output: Path,
     fold_results: list[dict],
+    features: FrozenFeatures,
 ):
     """Leave a model for use in `output`/model, unless it is there.
 
@@ -246,7 +248,7 @@ def keep_model(
         epochs = statistics.median(result["cost"]["best_epoch"] for result in fold_results)
         folder = output / "model-checkpoints"
         trained = train_network(
-            model_args, data_args, training_args, notes, split, model_args.seeds[0], folder, epochs
+            model_args, data_args, training_args, notes, split, model_args.seeds[0], folder, features, epochs
         )
     trained_on = f"All {len(notes)} notes." if len(splits) > 1 else f"The {len(train)} notes of the training part."
     save_model(trained, data_args, training_args, fold_results, trained_on, output)
@@ -307,7 +309,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     if model_args.kind in TUNINGS:
         prepare_encoder(model_args, data_args)
 
-    fold_results = []
+    features, fold_results = FrozenFeatures(), []
     for seed in model_args.seeds:
         settings = resolve_settings(model_args, data_args, training_args, seed)
         for number, split in enumerate(splits):
@@ -322,7 +324,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.parts())
             logger.info("%s (%s)", what, sizes)
             trained, probabilities, result = run_fold(
-                model_args, data_args, training_args, notes, split, seed, folder, settings
+                model_args, data_args, training_args, notes, split, seed, folder, features, settings
             )
             result["data"] |= repeated
             result["run"] = describe_run(model_args, data_args, output) | {
@@ -343,7 +345,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 logger.info("  test %s in %.1f s of training", headline, result["cost"]["training_hours"] * 3600)
             fold_results.append(result)
     if model_args.keep_model:
-        keep_model(model_args, data_args, training_args, notes, splits, output, fold_results)
+        keep_model(model_args, data_args, training_args, notes, splits, output, fold_results, features)
     if training_args.push_to_hub and is_main:
         repo = training_args.hub_model_id or output.name
         address = hub.push_model(

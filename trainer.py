@@ -31,6 +31,7 @@ from transformers.trainer_callback import ExportableState
 from baseline import Settings, TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import DataArguments, Notes
+from features import FeatureCollator, FrozenFeatures
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
 from models import ModelArguments, build_model
 from splits import Split, balanced_class_weights
@@ -197,7 +198,12 @@ def train_baseline(notes: Notes, split: Split, settings: Settings | None = None)
     described = {"kind": "baseline", "backbone": None, "revision": None, "stand_in_for": None}
     return Trained(
         model=described | {"trainable_parameters": parameters, "total_parameters": parameters, **asdict(settings)},
-        cost={"training_hours": (time.perf_counter() - started) / 3600, "epochs": None, "best_epoch": None},
+        cost={
+            "training_hours": (time.perf_counter() - started) / 3600,
+            "feature_hours": 0.0,
+            "epochs": None,
+            "best_epoch": None,
+        },
         predict=lambda rows: classifier.predict_probabilities([notes.texts[row] for row in rows]),
         save=lambda folder, thresholds: classifier.save(folder),
         too_long={part: 0 for part, _ in split.parts()},
@@ -213,10 +219,12 @@ def train_network(
     split: Split,
     seed: int,
     folder: Path,
+    features: FrozenFeatures,
     epochs: float | None = None,
 ) -> Trained:
     """Train by the Hugging Face Trainer, resuming from the last checkpoint in `folder` if there is one.
 
+    A frozen encoder runs once over all notes; its hidden states stay in `features` for the next fold.
     With `epochs`, it trains for so long and selects nothing: `split.validation` is then not looked at.
     """
     set_seed(seed)  # before the model exists, so that its head depends on the seed; 0 is a seed like any other
@@ -225,11 +233,19 @@ def train_network(
         model_args, data_args, notes, split.train, folder / "tokenizer", main_first
     )
 
-    def encode(rows: np.ndarray) -> tuple[datasets.Dataset, int]:
+    if model_args.kind == "frozen":
+        features.compute(model.encoder, tokenizer, notes.texts, data_args, training_args.device)
+        collator = FeatureCollator(features)
+    else:
+        collator = WindowCollator(tokenizer)
+
+    def encode(rows: np.ndarray) -> tuple[datasets.Dataset, np.ndarray]:
+        if model_args.kind == "frozen":
+            return features.select(rows, notes.labels[rows])
         return tokenize_notes([notes.texts[row] for row in rows], notes.labels[rows], tokenizer, data_args)
 
     encoded = {part: encode(rows) for part, rows in split.parts() if len(rows)}
-    too_long = {part: count for part, (_, count) in encoded.items()}
+    too_long = {part: int(is_long.sum()) for part, (_, is_long) in encoded.items()}
     if any(too_long.values()):
         done = "cut into windows" if data_args.long_notes == "windows" else "truncated"
         logger.info("  notes over %d tokens, %s: %s", data_args.max_length, done, too_long)
@@ -262,7 +278,7 @@ def train_network(
     trainer = NoteTrainer(
         model=model,
         args=arguments,
-        data_collator=WindowCollator(tokenizer),
+        data_collator=collator,
         train_dataset=encoded["train"][0],
         eval_dataset=encoded["validation"][0] if epochs is None else None,
         compute_metrics=score,
@@ -288,6 +304,7 @@ def train_network(
         model=described,
         cost={
             "training_hours": trainer.training_seconds / 3600,
+            "feature_hours": features.hours,
             "epochs": round(trainer.state.epoch, 2),
             "best_epoch": round(trainer.best_epoch, 2),
         },

@@ -27,7 +27,7 @@ def tokens(tokenizer, text) -> list[int]:
 
 def test_truncation(tokenizer):
     dataset, too_long = encode(tokenizer, [SHORT, LONG, LONG], np.array([0, 1, 1]))
-    assert too_long == 2
+    assert too_long.tolist() == [False, True, True]
     assert dataset["labels"][:] == [0, 1, 1]
     start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
     assert dataset["input_ids"][:2] == [
@@ -46,7 +46,7 @@ def test_a_note_of_just_the_maximum_is_not_too_long(tokenizer):
 @pytest.mark.parametrize("stride", [0, 5, 15])
 def test_windows_cover_every_token(tokenizer, stride):
     dataset, too_long = encode(tokenizer, [LONG, SHORT], long_notes="windows", window_stride=stride)
-    assert too_long == 1
+    assert too_long.tolist() == [True, False]
     long, short = dataset["input_ids"][:]
     assert short == [[tokenizer.cls_token_id, *tokens(tokenizer, SHORT), tokenizer.sep_token_id]]
     assert all(window[0] == tokenizer.cls_token_id and window[-1] == tokenizer.sep_token_id for window in long)

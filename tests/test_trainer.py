@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from data import DataArguments, load_notes
+from features import FrozenFeatures
 from models import ModelArguments
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
 from splits import draw_splits
@@ -91,7 +92,7 @@ def test_predictions_come_in_the_order_of_the_notes(notes_file, tmp_path):
     model_args, data_args, training_args = arguments_for(notes_file, tmp_path)
     notes = load_notes(data_args)
     split = draw_splits(notes, data_args)[0]
-    trained = train_network(model_args, data_args, training_args, notes, split, 0, tmp_path / "fold")
+    trained = train_network(model_args, data_args, training_args, notes, split, 0, tmp_path / "fold", FrozenFeatures())
     together = trained.predict(split.test)
     alone = np.concatenate([trained.predict(split.test[[n]]) for n in range(len(split.test))])
     np.testing.assert_allclose(together, alone, atol=1e-5)
@@ -104,7 +105,9 @@ def test_same_seed_same_probabilities(notes_file, tmp_path, seed):
     split = draw_splits(notes, data_args)[0]
 
     def probabilities(seed, folder):
-        trained = train_network(model_args, data_args, training_args, notes, split, seed, tmp_path / folder)
+        trained = train_network(
+            model_args, data_args, training_args, notes, split, seed, tmp_path / folder, FrozenFeatures()
+        )
         return trained.predict(split.test)
 
     first = probabilities(seed, "a")
@@ -118,7 +121,7 @@ def test_frozen_checkpoints_hold_the_head_alone(notes_file, tmp_path, encoder_fo
     )
     notes = load_notes(data_args)
     split = draw_splits(notes, data_args)[0]
-    trained = train_network(model_args, data_args, training_args, notes, split, 0, tmp_path / "fold")
+    trained = train_network(model_args, data_args, training_args, notes, split, 0, tmp_path / "fold", FrozenFeatures())
     from safetensors.torch import load_file
 
     checkpoint = next((tmp_path / "fold").glob("checkpoint-*/model.safetensors"))
