@@ -54,7 +54,7 @@ logger = logging.getLogger("train")
 # What differs from the defaults of TrainingArguments, for each kind of model; the command line wins. All ours: of
 # these the paper's public text only says that batches had at most 8 notes, for want of memory (2 GB).
 RECIPES = {
-    "frozen": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=32, warmup_steps=0.1),
+    "frozen": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=8, warmup_steps=0.1),
     "lora": dict(learning_rate=5e-4, num_train_epochs=10, per_device_train_batch_size=16, warmup_steps=0.1),
     "full": dict(learning_rate=3e-5, num_train_epochs=10, per_device_train_batch_size=8, warmup_steps=0.1),
     "scratch": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=32, warmup_steps=0.1),

@@ -53,8 +53,9 @@ def test_memory_is_that_of_the_tokens(case):
 def test_one_forward_pass_serves_all_folds_and_seeds(notes_file, tmp_path, encoder_folder, caplog):
     # fmt: off
     arguments = [
-        "--model", str(encoder_folder), "--head", "adapter", "--dataset", str(notes_file), "--folds", "2",
-        "--seeds", "0", "1", "--max_length", "48", "--num_train_epochs", "1", "--use_cpu", "--output_dir", str(tmp_path / "run"),
+        "--model", str(encoder_folder), "--head", "adapter", "--dataset", str(notes_file),
+        "--folds", "2", "--seeds", "0", "1", "--max_length", "48", "--num_train_epochs", "1", "--use_cpu",
+        "--output_dir", str(tmp_path / "run"),
     ]
     # fmt: on
     caplog.set_level("INFO")
