@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import resolve_revision
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AlbertTokenizer,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 # Position ids of these architectures begin after the padding id: so many positions fewer are usable.
 OFFSET_POSITIONS = {"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "mpnet", "data2vec-text"}
@@ -23,27 +30,27 @@ class Backbone:
 
     hub_id: str
     revision: str | None = None
-    tokenizer_class: type[PreTrainedTokenizerBase] = AutoTokenizer
 
 
 # The three encoders of arXiv 2407.19299, all of about 110 million parameters (12 layers, 768 wide).
 BACKBONES = {
     "camembert-bio": Backbone("almanach/camembert-bio-base"),
-    # Its tokenizer_config.json names another class than its tokenizer.json was made with: transformers 5 would rebuild
-    # it from that name, lowercasing and without accents. This class takes tokenizer.json as it is.
-    "alibert": Backbone("quinten-datalab/AliBERT-7GB", tokenizer_class=PreTrainedTokenizerFast),
+    "alibert": Backbone("quinten-datalab/AliBERT-7GB"),
     "drbert": Backbone("Dr-BERT/DrBERT-7GB"),
 }
 
 
 def find_backbone(model: str, revision: str | None = None) -> Backbone:
     """What `--model` and `--model_revision` mean; a known encoder may go by its alias or its Hub id."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return Backbone(str(folder), revision)
     known = next((known for alias, known in BACKBONES.items() if model in (alias, known.hub_id)), Backbone(model))
-    return Backbone(known.hub_id, revision or known.revision, known.tokenizer_class)
+    return Backbone(known.hub_id, revision or known.revision)
 
 
 def is_local(backbone: Backbone) -> bool:
-    return Path(backbone.hub_id).expanduser().is_dir()
+    return Path(backbone.hub_id).is_dir()
 
 
 def resolve_commit(backbone: Backbone) -> str | None:
@@ -77,7 +84,11 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
     name = backbone.hub_id
     try:
         config = AutoConfig.from_pretrained(name, revision=backbone.revision)
-        tokenizer = backbone.tokenizer_class.from_pretrained(name, revision=backbone.revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=backbone.revision)
+        if isinstance(tokenizer, AlbertTokenizer) and config.model_type != "albert":
+            # AliBERT's tokenizer_config.json names a class that its tokenizer.json was not made with: transformers 5
+            # rebuilds it from that name, lowercasing and without accents. This class takes tokenizer.json as it is.
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(name, revision=backbone.revision)
     except (OSError, ValueError, KeyError) as error:  # what transformers raises for offline, unknown, incomplete
         if is_local(backbone):
             problem = f"not a folder with a model and its tokenizer ({type(error).__name__})"

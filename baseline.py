@@ -88,7 +88,9 @@ class TfidfClassifier:
         """Coefficients and intercepts."""
         classifier = self.pipeline["classifier"]
         members = classifier.estimators_ if self.task == "multi-label" else [classifier]
-        return sum(member.coef_.size + member.intercept_.size for member in members)
+        # (a label that every training note has needs no coefficients: scikit-learn puts a constant in its place)
+        fitted = [member for member in members if hasattr(member, "coef_")]
+        return sum(member.coef_.size + member.intercept_.size for member in fitted)
 
     def save(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,9 @@ def _ranking_scores(probabilities: np.ndarray, labels: np.ndarray, task: str) ->
 
 
 def _matthews(labels: np.ndarray, predicted: np.ndarray, task: str) -> float:
-    """Matthews correlation; for a multi-label task over all note-class pairs together."""
+    """Matthews correlation; for a multi-label task over all note-class pairs together. 0 where it is undefined."""
     if task == "multi-label":
         labels, predicted = labels.ravel(), predicted.ravel()
+    if len(set(labels)) == 1 or len(set(predicted)) == 1:
+        return 0.0
     return sk.matthews_corrcoef(labels, predicted)

@@ -28,7 +28,7 @@ if [[ " $* " == *" --demo "* ]]; then
   # Small enough for ten minutes on two cores; stand-ins take the place of the encoders that the Hub would give.
   demo=true dataset=synthetic:1000 folds=2 tunings=frozen output=runs-demo report=report-demo
   jobs=$((cores > 1 ? 2 : 1))
-  extra+=(--max_length 160 --num_train_epochs 5)
+  extra+=(--max_length 160 --num_train_epochs 8)
 fi
 while (($#)); do
   case "$1" in
@@ -93,7 +93,8 @@ if ${demo}; then
   for spec in camembert-bio:camembert:1 alibert:roberta:2 drbert:camembert:3; do
     IFS=: read -r alias architecture seed <<< "${spec}"
     python pretrain.py --architecture "${architecture}" --tokenizer unigram --dataset "synthetic:1500:${seed}" \
-      --seed "${seed}" --stand_in_for "${alias}" --max_steps 120 --output_dir "${output}/stand-ins/${alias}" \
+      --seed "${seed}" --stand_in_for "${alias}" --max_steps 700 --max_length 160 \
+      --per_device_train_batch_size 2 --output_dir "${output}/stand-ins/${alias}" \
       > "${output}/logs/pretrain-${alias}.log" 2>&1 || echo "  failed: ${output}/logs/pretrain-${alias}.log" &
     while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
   done

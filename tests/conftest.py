@@ -15,7 +15,7 @@ from transformers import CamembertConfig, CamembertModel
 
 from tokenization import train_tokenizer
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # pytest-xdist runs a process for each core
 
 FINDINGS = {
     "failure": ["FEVG à 25 %", "œdèmes des chevilles", "galop à l’auscultation", "hépatomégalie", "milrinone débutée"],
