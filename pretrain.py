@@ -43,9 +43,16 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from backbones import OFFSET_POSITIONS, BackboneError, find_backbone, load_config_and_tokenizer, longest_input
+from backbones import (
+    OFFSET_POSITIONS,
+    BackboneError,
+    find_backbone,
+    load_config_and_tokenizer,
+    longest_input,
+    resolve_commit,
+)
 from data import DataError, read_texts
-from results import describe_environment, write_json
+from results import describe_environment, discard_foreign_checkpoints, last_complete_checkpoint, write_json
 from tokenization import FAMILIES, train_tokenizer
 
 logger = logging.getLogger("pretrain")
@@ -256,6 +263,7 @@ def build_new(arguments: PretrainArguments, documents: list[str]) -> tuple[PreTr
 
 def load_existing(arguments: PretrainArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The encoder and tokenizer of `--model`; lowers `arguments.max_length` to what the encoder takes."""
+    arguments.model_revision = resolve_commit(find_backbone(arguments.model, arguments.model_revision))
     backbone = find_backbone(arguments.model, arguments.model_revision)
     config, tokenizer = load_config_and_tokenizer(backbone)
     if None in (tokenizer.mask_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id):
@@ -266,11 +274,8 @@ def load_existing(arguments: PretrainArguments) -> tuple[PreTrainedModel, PreTra
     if longest and longest < arguments.max_length:
         logger.warning("max_length %d is more than the encoder takes: %d used", arguments.max_length, longest)
         arguments.max_length = longest
-    arguments.model_revision = getattr(config, "_commit_hash", None)  # what was loaded; None for a local folder
-    model = AutoModelForMaskedLM.from_pretrained(
-        backbone.hub_id, revision=arguments.model_revision, dtype=torch.float32
-    )
-    if arguments.model_revision is None:
+    model = AutoModelForMaskedLM.from_pretrained(backbone.hub_id, revision=backbone.revision, dtype=torch.float32)
+    if backbone.revision is None:
         model.config.name_or_path = ""  # a path of this machine is nobody else's business
     return model, tokenizer
 
@@ -294,19 +299,6 @@ class MaskedLanguageModelTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.args.seed)
             return super().evaluate(*args, **kwargs)
-
-
-def find_checkpoint(folder: Path, settings: dict) -> str | None:
-    """The last complete checkpoint of an interrupted run with the same settings; those of any other are deleted."""
-    stored = folder / "settings.json"
-    if not stored.is_file() or json.loads(stored.read_text(encoding="utf-8")) != settings:
-        if folder.is_dir():
-            logger.warning("checkpoints of an interrupted run with other settings are deleted")
-            shutil.rmtree(folder)
-        write_json(stored, settings)
-    # The Trainer writes trainer_state.json last: a checkpoint without it was cut off.
-    complete = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
 
 def check_output(arguments: PretrainArguments, output: Path):
@@ -356,7 +348,8 @@ def pretrain(arguments: PretrainArguments, training_args: TrainingArguments) -> 
     }
     settings = json.loads(json.dumps(settings, default=str))
     with training_args.main_process_first(local=False):
-        checkpoint = find_checkpoint(checkpoints, settings)
+        discard_foreign_checkpoints(checkpoints, settings)
+    checkpoint = last_complete_checkpoint(checkpoints)
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(checkpoints)
     trainer = MaskedLanguageModelTrainer(

@@ -9,8 +9,10 @@ A run is one model on all its folds; it lives in one folder, with one folder a f
 """
 
 import json
+import logging
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -19,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+
+logger = logging.getLogger("train")
 
 SCHEMA_VERSION = 1
 RESULT_FILE, FAILURE_FILE, PREDICTIONS_FILE = "result.json", "failed.json", "predictions.parquet"
@@ -49,6 +53,31 @@ def read_finished(folder: Path) -> dict | None:
     """The fold's result, or None if it has not finished."""
     path = folder / RESULT_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def discard_foreign_checkpoints(folder: Path, settings: dict):
+    """Delete the checkpoints of an interrupted run unless it had the same settings; else they are resumed."""
+    stored = folder / "settings.json"
+    if folder.is_dir() and not (stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) == settings):
+        logger.warning("  checkpoints of an interrupted run with other settings are discarded")
+        shutil.rmtree(folder)
+    write_json(stored, settings)
+
+
+def last_complete_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint whose writing finished, to resume from; None to start afresh.
+
+    The Trainer writes trainer_state.json last, so a checkpoint without it was cut off.
+    """
+
+    def is_complete(checkpoint: Path) -> bool:
+        try:
+            return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return False
+
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return next((str(path) for path in reversed(checkpoints) if is_complete(path)), None)
 
 
 def describe_environment() -> dict:

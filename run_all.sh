@@ -92,6 +92,7 @@ if ${demo}; then
   # other seeds of the generator: no note of the corpus is in the pretraining texts
   for spec in camembert-bio:camembert:1 alibert:roberta:2 drbert:camembert:3; do
     IFS=: read -r alias architecture seed <<< "${spec}"
+    [[ ! -f ${output}/stand-ins/${alias}/pretrain.json ]] || continue
     python pretrain.py --architecture "${architecture}" --tokenizer unigram --dataset "synthetic:1500:${seed}" \
       --seed "${seed}" --stand_in_for "${alias}" --max_steps 700 --max_length 160 \
       --per_device_train_batch_size 2 --output_dir "${output}/stand-ins/${alias}" \

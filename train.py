@@ -41,6 +41,7 @@ from results import (
     MODEL_FACTS,
     SCHEMA_VERSION,
     describe_environment,
+    discard_foreign_checkpoints,
     peak_memory_mb,
     read_finished,
     write_json,
@@ -175,15 +176,6 @@ def run_fold(
         "environment": describe_environment(),
     }
     return trained, test_probabilities, result
-
-
-def discard_foreign_checkpoints(folder: Path, settings: dict):
-    """Checkpoints of an interrupted fold are resumed only if it ran with the same settings."""
-    stored = folder / "settings.json"
-    if stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) != settings:
-        logger.warning("  checkpoints of an interrupted run with other settings are discarded")
-        shutil.rmtree(folder)
-    write_json(stored, settings)
 
 
 # ---- the whole run -------------------------------------------------------------------------------------------------

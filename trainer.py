@@ -4,7 +4,6 @@ Knows nothing of folds, of result files or of the Hub.
 """
 
 import copy
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from data import DataArguments, Notes
 from features import FeatureCollator, FrozenFeatures
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
 from models import ModelArguments, build_model
+from results import last_complete_checkpoint
 from splits import Split, balanced_class_weights
 
 logger = logging.getLogger("train")
@@ -153,22 +153,6 @@ class StopAfterEpoch(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         if state.epoch >= self.last - 1e-6:
             control.should_training_stop = True
-
-
-def last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint whose writing finished, to resume from; None to start afresh.
-
-    The Trainer writes trainer_state.json last, so a checkpoint without it was cut off.
-    """
-
-    def is_complete(checkpoint: Path) -> bool:
-        try:
-            return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return False
-
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    return next((str(path) for path in reversed(checkpoints) if is_complete(path)), None)
 
 
 @dataclass

@@ -5,10 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-import predict
 from backbones import BACKBONES
 from data import DataArguments
 from heads import HEADS
@@ -57,7 +55,7 @@ def test_files_of_the_readme_exist_and_all_scripts_are_listed():
 
 
 def test_every_module_has_its_test_file():
-    tested_elsewhere = {"models", "results"}  # by test_train.py, which reads every result that they make
+    tested_elsewhere = {"models"}  # by test_heads.py and test_train.py
     modules = {path.stem for path in ROOT.glob("*.py")} - tested_elsewhere
     assert modules == {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")} - {
         "docs",
@@ -79,15 +77,3 @@ def test_requirements_are_pinned():
     assert all(re.fullmatch(r"[\w-]+==[\w.]+", package) for package in packages)
     for package in ("transformers", "peft", "datasets", "evaluate", "accelerate", "torch"):
         assert any(line.startswith(f"{package}==") for line in packages)
-
-
-@pytest.mark.parametrize("command", ["train.py", "predict.py", "evaluate.py", "pretrain.py"])
-def test_commands_in_docstrings_name_their_script(command):
-    source = (ROOT / command).read_text(encoding="utf-8")
-    assert command in source.split('"""')[1]
-
-
-def test_predict_reads_what_train_writes():
-    from results import MODEL_FACTS
-
-    assert predict.MODEL_FACTS == MODEL_FACTS

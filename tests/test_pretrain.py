@@ -162,15 +162,6 @@ def test_interrupted_run_resumes(text_file, tmp_path, monkeypatch):
     assert report["held_out"]["loss"] < report["held_out"]["loss_before"] - 0.01
 
 
-def test_checkpoints_of_other_settings_are_not_resumed(tmp_path):
-    (tmp_path / "checkpoint-4").mkdir()
-    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{}")
-    pretrain.write_json(tmp_path / "settings.json", {"seed": 0})
-    assert pretrain.find_checkpoint(tmp_path, {"seed": 0}) == str(tmp_path / "checkpoint-4")
-    assert pretrain.find_checkpoint(tmp_path, {"seed": 1}) is None
-    assert not (tmp_path / "checkpoint-4").exists()
-
-
 def test_blocks_hold_every_token(camembert):
     tokenizer = AutoTokenizer.from_pretrained(camembert[0])
     texts = invent_texts()

@@ -16,7 +16,7 @@ from models import ModelArguments
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
 from splits import draw_splits
 from train import parse_arguments
-from trainer import NoteTrainer, TrainingClock, last_complete_checkpoint, train_network, weighted_loss
+from trainer import NoteTrainer, TrainingClock, train_network, weighted_loss
 
 
 def test_weighted_loss_by_hand():
@@ -143,16 +143,6 @@ def test_clock_goes_on_where_the_checkpoint_left_it():
     time.sleep(0.02)
     resumed.on_train_end(None, None, None)
     assert resumed.seconds >= 0.04
-
-
-def test_a_checkpoint_that_was_cut_off_is_not_resumed(tmp_path):
-    assert last_complete_checkpoint(tmp_path) is None
-    for step in (5, 10, 20):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    for step in (5, 10):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text('{"epoch": 1}')
-    (tmp_path / "checkpoint-20" / "trainer_state.json").write_text('{"epo')
-    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_kinds_of_model():

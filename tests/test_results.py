@@ -1,0 +1,72 @@
+"""Files on disk: all or nothing, finished or not, complete checkpoints of the same run only."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from results import (
+    describe_environment,
+    discard_foreign_checkpoints,
+    last_complete_checkpoint,
+    peak_memory_mb,
+    read_finished,
+    write_json,
+    write_result,
+)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "result.json"
+    write_json(path, {"été": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"unwritable": object()})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"été": 1}
+
+
+def test_the_result_file_is_written_after_the_predictions(tmp_path, monkeypatch):
+    assert read_finished(tmp_path) is None
+    columns = np.array(["a", "b"]), np.array([[1, 0], [1, 1]]), np.array([[0.5, 0.25], [1.0, 0.0]])
+
+    def full_disk(*args, **kwargs):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_parquet", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            write_result(tmp_path, {"run": {}}, *columns)
+    assert read_finished(tmp_path) is None
+    write_result(tmp_path, {"run": {"fold": 3}}, *columns)
+    assert read_finished(tmp_path) == {"schema_version": 1, "status": "finished", "run": {"fold": 3}}
+    predictions = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert predictions["id"].tolist() == ["a", "b"]
+    assert np.stack(predictions["label"]).tolist() == [[1, 0], [1, 1]]
+    assert np.stack(predictions["probabilities"]).tolist() == [[0.5, 0.25], [1.0, 0.0]]
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_resumed(tmp_path):
+    assert last_complete_checkpoint(tmp_path) is None
+    for step in (5, 10, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text('{"epoch": 1}')
+    (tmp_path / "checkpoint-20" / "trainer_state.json").write_text('{"epo')
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_checkpoints_of_other_settings_are_discarded(tmp_path):
+    folder = tmp_path / "checkpoints"
+    discard_foreign_checkpoints(folder, {"seed": 0})
+    write_json(folder / "checkpoint-4" / "trainer_state.json", {"epoch": 1})
+    discard_foreign_checkpoints(folder, {"seed": 0})
+    assert last_complete_checkpoint(folder) == str(folder / "checkpoint-4")
+    discard_foreign_checkpoints(folder, {"seed": 1})
+    assert last_complete_checkpoint(folder) is None
+
+
+def test_environment_names_versions_and_hardware():
+    environment = describe_environment()
+    assert environment["packages"]["torch"].startswith("2.") and environment["hardware"]["cores"] >= 1
+    assert environment["hardware"]["cpu"] and json.dumps(environment)
+    assert 50 < peak_memory_mb() < 1e6
