@@ -84,6 +84,8 @@ def describe_environment() -> dict:
     """Commit, versions and hardware that the result came from."""
 
     def git(*arguments: str) -> str | None:
+        if shutil.which("git") is None:
+            return None
         here = Path(__file__).parent
         done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None

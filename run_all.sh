@@ -81,7 +81,10 @@ done
 ((${#plan[@]})) || die "nothing to run: --models ${models} --heads ${heads} --tuning ${tunings}"
 echo "${#plan[@]} runs of ${folds} folds on ${dataset}, ${jobs} at a time with ${OMP_NUM_THREADS} threads each, into ${output}/"
 if ${dry_run}; then
-  printf '%s\n' "${plan[@]}" | column -t -s $'\t' -N run,model,head,tuning
+  for line in $'run\tmodel\thead\ttuning' "${plan[@]}"; do
+    IFS=$'\t' read -r id model head tuning <<< "${line}"
+    printf '%-40s %-30s %-15s %s\n' "${id}" "${model}" "${head}" "${tuning}"
+  done
   exit 0
 fi
 mkdir -p "${output}/logs"

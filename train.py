@@ -371,6 +371,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         format="%(message)s", level=logging.INFO if training_args.process_index == 0 else logging.ERROR
     )
+    if training_args.log_level == "passive":
+        # Else every fold's log begins with a table of the weights that a masked language model has and we do not use.
+        transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     try:
