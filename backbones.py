@@ -94,6 +94,7 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
             problem = f"not a folder with a model and its tokenizer ({type(error).__name__})"
             raise BackboneError(f"{name}: {problem}.") from error
         raise _unreachable(backbone) from error
+    tokenizer.padding_side = "right"  # what pooling by the first token and the cached hidden states rely on
     if not tokenizer.is_fast:
         raise BackboneError(
             f"{name}: a fast tokenizer is needed, to cut long notes; found {type(tokenizer).__name__}."

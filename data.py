@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -242,7 +243,11 @@ def _join_splits(frames: dict[str, pd.DataFrame], split_column: str) -> pd.DataF
 
 def _require_column(frame: pd.DataFrame, column: str, flag: str):
     if column not in frame.columns:
-        found = (name if len(name) <= NAME_LENGTH else f"one of {len(name)} characters" for name in map(str, frame))
+        # Of a file without a header line these are pieces of a note: only what looks like a name is shown.
+        found = (
+            name if re.fullmatch(r"[\w.-]{1,40}", name) else f"one of {len(name)} characters"
+            for name in map(str, frame)
+        )
         raise DataError(f"--{flag} {column}: no such column; found: {', '.join(found)}.")
 
 
@@ -315,6 +320,12 @@ def _encode_labels(
         raise DataError(
             f"Column {arguments.label_column} holds lists written as text: use JSONL or Parquet for lists, or one "
             "string a note with --label_separator."
+        )
+    counts = Counter(values)
+    if len(counts) > 20 and 2 * sum(count == 1 for count in counts.values()) > len(counts):
+        raise DataError(
+            f"--label_column {arguments.label_column}: {len(counts)} different labels, most of them on one note only: "
+            "is that a column of text?"
         )
     class_names = names or _sort_labels(set(values))
     if len(set(values)) < 2:

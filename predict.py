@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if os.path.exists(arguments.output):
             raise DataError(f"--output {arguments.output}: exists already; choose another file.")
+        if not Path(arguments.output).absolute().parent.is_dir():
+            raise DataError(f"--output {arguments.output}: no such folder.")
         facts = read_facts(arguments.model)
         asked = DataArguments(
             dataset=arguments.dataset, text_column=arguments.text_column, id_column=arguments.id_column
@@ -100,6 +103,10 @@ def main(argv: list[str] | None = None) -> int:
         probabilities = predict_probabilities(arguments.model, facts, texts, arguments.batch_size)
     except (DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:  # its message may quote a note: only the frames and the type are shown, as in train.py
+        print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
+        print(f"error: {type(error).__name__} (message withheld: it may quote a note)", file=sys.stderr)
         return 1
     columns = {"id": ids, "predicted": label_notes(probabilities, facts)}
     columns |= {

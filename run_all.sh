@@ -13,6 +13,7 @@
 # Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size.
 # A run that fails does not stop the others; what is finished is kept when the command is given again.
 set -euo pipefail
+invoked_from=${PWD}
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 die() { echo "error: $*" >&2; exit 2; }
@@ -22,6 +23,7 @@ dataset=synthetic folds=5 jobs=1 output=runs report=report demo=false dry_run=fa
 models=tfidf,transformer,moe-transformer,camembert-bio,alibert,drbert
 heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
+known_heads=${heads//,/ } known_tunings=${tunings//,/ }
 # The grid compares; `train.py` with the same arguments and folder then adds the model for use to a finished run.
 extra=(--keep_model False)
 if [[ " $* " == *" --demo "* ]]; then
@@ -31,12 +33,14 @@ if [[ " $* " == *" --demo "* ]]; then
   extra+=(--max_length 160 --num_train_epochs 8)
 fi
 while (($#)); do
+  if [[ $1 == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi
   case "$1" in
     --demo) shift; continue ;;
     --dry-run | --dry_run) dry_run=true; shift; continue ;;
     -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; exit 0 ;;
     --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report)
       (($# > 1)) || die "$1 needs a value" ;;
+    --model | --head | --output_dir) die "$1 is for train.py; the grid has --models, --heads and --output" ;;
     *) extra+=("$1"); shift; continue ;;
   esac
   case "$1" in
@@ -47,14 +51,15 @@ while (($#)); do
 done
 [[ ${jobs} =~ ^[1-9][0-9]*$ ]] || die "--jobs ${jobs}: give a number from 1"
 for value in ${heads//,/ }; do
-  [[ " linear adapter lightweight tiny-attention grn " == *" ${value} "* ]] \
-    || die "--heads ${value}: choose from linear, adapter, lightweight, tiny-attention, grn"
+  [[ " ${known_heads} " == *" ${value} "* ]] || die "--heads ${value}: choose from ${known_heads// /, }"
 done
 for value in ${tunings//,/ }; do
-  [[ " frozen lora full " == *" ${value} "* ]] || die "--tuning ${value}: choose from frozen, lora, full"
+  [[ " ${known_tunings} " == *" ${value} "* ]] || die "--tuning ${value}: choose from ${known_tunings// /, }"
 done
+if [[ -e ${invoked_from}/${dataset} ]]; then dataset=${invoked_from}/${dataset}; fi
 
 export OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) TOKENIZERS_PARALLELISM=false
+if [[ -z ${ACCELERATE_CONFIG:-} ]]; then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}; fi  # one GPU a run
 launch=(accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
   --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
 [[ -z ${ACCELERATE_CONFIG:-} ]] || launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")

@@ -4,6 +4,7 @@ Second stage of the pipeline, after data.py: the notes' own splits where the dat
 elsewhere. Every model of a comparison sees the same splits: they depend on the notes and `--split_seed` alone.
 """
 
+import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,6 +32,15 @@ class Split:
 
     def parts(self) -> Iterator[tuple[str, np.ndarray]]:
         yield from (("train", self.train), ("validation", self.validation), ("test", self.test))
+
+
+def fingerprint(notes: Notes, splits: list[Split]) -> str:
+    """Of the notes and of how they are cut: results with the same one may stand in one table."""
+    digest = hashlib.sha256(notes.fingerprint().encode())
+    for split in splits:
+        for _, rows in split.parts():
+            digest.update(str(rows.tolist()).encode())
+    return digest.hexdigest()[:16]
 
 
 def _stratum(notes: Notes) -> np.ndarray:

@@ -47,7 +47,7 @@ from results import (
     write_json,
     write_result,
 )
-from splits import Split, draw_splits, report_repeated_texts
+from splits import Split, draw_splits, fingerprint, report_repeated_texts
 from trainer import Trained, train_baseline, train_network
 
 logger = logging.getLogger("train")
@@ -81,8 +81,10 @@ COMMON_RECIPE = dict(
 # The training arguments that can move a number: a finished fold made with others is not this run's.
 DECISIVE = (
     "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps "
-    "lr_scheduler_type optim weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_smoothing_factor "
-    "bf16 fp16 tf32 neftune_noise_alpha train_sampling_strategy metric_for_best_model"
+    "lr_scheduler_type lr_scheduler_kwargs optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
+    "max_grad_norm label_smoothing_factor bf16 fp16 tf32 data_seed dataloader_drop_last load_best_model_at_end "
+    "eval_strategy eval_steps save_strategy save_steps neftune_noise_alpha train_sampling_strategy "
+    "metric_for_best_model"
 ).split()
 
 
@@ -92,7 +94,11 @@ class ArgumentError(ValueError):
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """The command line over the recipe of its kind of model over the defaults of the libraries."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments), description=__doc__.splitlines()[0])
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, TrainingArguments),
+        description=__doc__.splitlines()[0],
+        epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}; by kind of model: {RECIPES}",
+    )
     first_look, _ = parser.parse_known_args(argv)  # the recipe depends on --model and --tuning
     chosen = ModelArguments(model=first_look.model, head=first_look.head, tuning=first_look.tuning)
     parser.set_defaults(**COMMON_RECIPE, **RECIPES[chosen.kind], output_dir=f"runs/{chosen.run_id}")
@@ -103,6 +109,11 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         model_args.seeds = [training_args.seed]
     if len(set(model_args.seeds)) < len(model_args.seeds):
         raise ArgumentError(f"--seeds {' '.join(map(str, model_args.seeds))}: give each seed once.")
+    if training_args.n_gpu > 1:
+        raise ArgumentError(
+            f"{training_args.n_gpu} GPUs in one process: start with `accelerate launch --multi_gpu`, or choose one "
+            "GPU with CUDA_VISIBLE_DEVICES=0."
+        )
     if training_args.push_to_hub and model_args.model == "tfidf":
         raise ArgumentError("--push_to_hub: the vocabulary of tfidf spells out words of the notes; it is not pushed.")
     if training_args.push_to_hub and not model_args.keep_model:
@@ -153,7 +164,6 @@ def run_fold(
     result = {
         "arguments": settings,
         "data": {
-            "fingerprint": notes.fingerprint(),
             "task": notes.task,
             "class_names": notes.class_names,
             "splits": {
@@ -194,11 +204,16 @@ def resolve_settings(
     return json.loads(json.dumps(settings, default=str))
 
 
-def check_same_settings(folder: Path, finished: dict, settings: dict, notes: Notes):
+def check_same_settings(folder: Path, finished: dict, settings: dict, data_fingerprint: str):
     """A finished fold counts for this run only if it was made with the same settings on the same notes."""
-    if finished["data"]["fingerprint"] != notes.fingerprint():
-        raise ArgumentError(f"{folder} was finished on other notes: choose another --output_dir, or --overwrite.")
+    if finished["data"]["fingerprint"] != data_fingerprint:
+        remedy = "choose another --output_dir, or --overwrite"
+        raise ArgumentError(f"{folder} was finished on other notes or other splits of them: {remedy}.")
     different = [
+        f"seed {finished['arguments']['seed']}, now {settings['seed']}"
+        for _ in range(finished["arguments"]["seed"] != settings["seed"])
+    ]
+    different += [
         f"{name} {finished['arguments'][part].get(name)}, now {value}"
         for part in ("model", "data", "training")
         for name, value in settings[part].items()
@@ -239,6 +254,10 @@ def keep_model(
     else:
         epochs = statistics.median(result["cost"]["best_epoch"] for result in fold_results)
         folder = output / "model-checkpoints"
+        settings = resolve_settings(model_args, data_args, training_args, model_args.seeds[0])
+        with training_args.main_process_first(local=False):
+            if training_args.process_index == 0:
+                discard_foreign_checkpoints(folder, settings | {"epochs": epochs})
         trained = train_network(
             model_args, data_args, training_args, notes, split, model_args.seeds[0], folder, features, epochs
         )
@@ -279,10 +298,12 @@ def save_model(
         )
         if trained.model["kind"] != "baseline":
             hub.write_model_card(partial, fold_results, trained_on, training_args.hub_model_id or output.name)
+        shutil.rmtree(output / "model", ignore_errors=True)  # of a run that was cut off just before its result
         partial.rename(output / "model")
         shutil.rmtree(output / "model-checkpoints", ignore_errors=True)
         logger.info("model for use: %s", output / "model")
-    training_args.distributed_state.wait_for_everyone()
+    if trained.model["kind"] != "baseline":  # which runs in one process only
+        training_args.distributed_state.wait_for_everyone()
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments):
@@ -292,12 +313,16 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     if model_args.kind == "baseline" and not is_main:
         return  # scikit-learn knows no processes: the first one does it all
     if model_args.overwrite and is_main:
-        for path in [*output.glob("fold-*"), *output.glob("seed-*"), *output.glob("model*")]:
-            shutil.rmtree(path)
+        models = [output / name for name in ("model", "model.partial", "model-checkpoints")]
+        for path in [*output.glob("fold-[0-9]*"), *output.glob("seed-[0-9]*"), *models]:
+            shutil.rmtree(path, ignore_errors=True)
+    if model_args.kind != "baseline":
+        training_args.distributed_state.wait_for_everyone()
 
     notes = load_notes(data_args)
     repeated = report_repeated_texts(notes)
     splits = draw_splits(notes, data_args)
+    data_fingerprint = fingerprint(notes, splits)
     if model_args.kind in TUNINGS:
         prepare_encoder(model_args, data_args)
 
@@ -309,7 +334,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             what = f"{model_args.run_id}: seed {seed}, fold {number + 1} of {len(splits)}"
             finished = read_finished(folder)
             if finished is not None:
-                check_same_settings(folder, finished, settings, notes)
+                check_same_settings(folder, finished, settings, data_fingerprint)
                 logger.info("%s: finished earlier, kept", what)
                 fold_results.append(finished)
                 continue
@@ -318,7 +343,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             trained, probabilities, result = run_fold(
                 model_args, data_args, training_args, notes, split, seed, folder, features, settings
             )
-            result["data"] |= repeated
+            result["data"] |= {"fingerprint": data_fingerprint, **repeated}
             result["run"] = describe_run(model_args, data_args, output) | {
                 "seed": seed,
                 "fold": number,
@@ -365,7 +390,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed with a line that says why, also left in OUTPUT_DIR/failed.json."""
     try:
         model_args, data_args, training_args = parse_arguments(argv)
-    except (ArgumentError, DataError) as error:
+    except ValueError as error:  # ours, and what TrainingArguments object to; no note has been read yet
         print(f"error: {error}", file=sys.stderr)
         return 1
     logging.basicConfig(

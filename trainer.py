@@ -129,7 +129,7 @@ class EpochLine(TrainerCallback):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if not state.is_world_process_zero or metrics is None or not state.epoch:
             return
-        name = args.metric_for_best_model
+        name = args.metric_for_best_model.removeprefix("eval_")
         seconds = (time.perf_counter() - self.started) / max(state.epoch - self.first_epoch, 1e-9)
         left = seconds * (state.max_steps - state.global_step) / max(state.global_step, 1) * state.epoch
         logger.info(
@@ -270,6 +270,7 @@ def train_network(
         class_weights=class_weights,
     )
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
+    trainer.compute_metrics = None  # from here on it only predicts: nothing is tuned on what it sees
 
     def save(target: Path, thresholds: list[float] | None):
         network = trainer.accelerator.unwrap_model(trainer.model)

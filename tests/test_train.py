@@ -93,9 +93,11 @@ def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path
 
     assert train.main(arguments(notes_file, output, "--learning_rate", "0.5")) == 1
     assert "other settings (learning_rate 0.001, now 0.5)" in capsys.readouterr().err
+    assert train.main(arguments(notes_file, output, "--seed", "1")) == 1
+    assert "other settings (seed 0, now 1)" in capsys.readouterr().err
     invent_notes(93).to_csv(notes_file, index=False)
     assert train.main(arguments(notes_file, output)) == 1
-    assert "was finished on other notes" in capsys.readouterr().err
+    assert "was finished on other notes or other splits" in capsys.readouterr().err
     assert [file.stat().st_mtime_ns for file in files] == stamps
     assert train.main(arguments(notes_file, output, "--overwrite", "--keep_model", "False")) == 0
     assert read(output / "fold-0")["data"]["splits"]["train"]["notes"] > 0 and not (output / "model").exists()
