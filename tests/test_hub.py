@@ -298,7 +298,8 @@ def test_card_says_what_was_measured(write_card):
     scores = [0.7, 0.8, 0.9]
     card = write_card([make_result(fold=fold, score=score) for fold, score in enumerate(scores)])
     assert card.data.base_model == "Dr-BERT/DrBERT-7GB"
-    assert (card.data.pipeline_tag, card.data.library_name) == ("text-classification", "transformers")
+    front_matter = card.data.to_dict()
+    assert front_matter["pipeline_tag"] == "text-classification" and front_matter["library_name"] == "transformers"
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     names = ["accuracy", "precision macro", "recall macro", "f1 macro", "f1 weighted", "f1 positive", "auroc"]
     assert values == dict.fromkeys(names, pytest.approx(statistics.mean(scores)))
