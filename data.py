@@ -311,6 +311,7 @@ def _encode_labels(
         encoder = MultiLabelBinarizer(classes=names or _sort_labels({label for row in rows for label in row}))
         labels = encoder.fit_transform(rows).astype(np.int64)
         class_names = list(encoder.classes_)
+        _refuse_text(class_names, arguments)
         if len(class_names) < 2:
             raise DataError(f"Multi-label notes with {len(class_names)} distinct label: at least 2 are needed.")
         return "multi-label", class_names, labels
@@ -328,6 +329,7 @@ def _encode_labels(
             "is that a column of text?"
         )
     class_names = names or _sort_labels(set(values))
+    _refuse_text(class_names, arguments)
     if len(set(values)) < 2:
         raise DataError(f"All {len(values)} notes carry the same label: a classifier needs at least 2 classes.")
     if len(class_names) == 2:
@@ -339,6 +341,12 @@ def _encode_labels(
     index = {name: number for number, name in enumerate(class_names)}
     labels = np.array([index[value] for value in values])
     return "binary" if len(class_names) == 2 else "multi-class", class_names, labels
+
+
+def _refuse_text(class_names: list[str], arguments: DataArguments):
+    """Before any message or log line names a class: it must not be a note."""
+    if arguments.label_column == arguments.text_column or max(map(len, class_names), default=0) > NAME_LENGTH:
+        raise DataError(f"--label_column {arguments.label_column}: holds text, not labels.")
 
 
 def _sort_labels(labels: set[str]) -> list[str]:
@@ -384,8 +392,6 @@ def load_notes(arguments: DataArguments) -> Notes:
     task, class_names, labels = _encode_labels(
         frame[arguments.label_column], arguments, declared.get(arguments.label_column)
     )
-    if arguments.label_column == arguments.text_column or max(map(len, class_names)) > NAME_LENGTH:
-        raise DataError(f"--label_column {arguments.label_column}: holds text, not labels.")
 
     ids = _note_ids(frame, arguments.id_column)
     group_column = arguments.group_column

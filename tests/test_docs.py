@@ -26,7 +26,8 @@ def known_flags() -> set[str]:
             [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
         flags |= set(re.findall(r"--[a-z][\w-]*", shown))
-    flags |= set(re.findall(r"^ +(--[\w| -]+)\)", SCRIPT, re.MULTILINE) and re.findall(r"--[a-z][\w-]*", SCRIPT))
+    for labels in re.findall(r"^ +((?:--?[\w-]+(?: \| )?)+)\)", SCRIPT, re.MULTILINE):  # of run_all.sh's `case`
+        flags |= set(labels.split(" | "))
     return flags
 
 

@@ -32,8 +32,7 @@ def test_weighted_loss_by_hand():
     assert weighted_loss(logits, several, weights) == expected
 
 
-@pytest.mark.parametrize("experts", [0, 3])
-def test_two_halves_give_the_weighted_loss_of_the_whole(experts):
+def test_two_halves_give_the_weighted_loss_of_the_whole():
     """Dividing by the sum of the weights, as torch does, would not: that is why the loss is our own."""
     torch.manual_seed(0)
     logits, labels, weights = torch.randn(8, 3), torch.arange(8) % 3, torch.tensor([0.3, 1.0, 4.0])
@@ -62,15 +61,15 @@ def weights_after_training(tmp_path, batch_size, accumulation):
         remove_unused_columns=False,
     )
     trainer = NoteTrainer(model=model, args=arguments, train_dataset=data, class_weights=torch.tensor([0.5, 3.0]))
+    before = model.classifier.weight.detach().clone()
     trainer.train()
+    assert not torch.equal(model.classifier.weight, before)
     return model.state_dict()
 
 
 def test_one_times_eight_equals_four_times_two(tmp_path):
     whole = weights_after_training(tmp_path, 8, 1)
     parts = weights_after_training(tmp_path, 2, 4)
-    start = ScratchForSequenceClassification(ScratchConfig(vocab_size=40, hidden_size=16, num_attention_heads=2))
-    assert whole.keys() == start.state_dict().keys()
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6, msg=name)
 
