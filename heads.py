@@ -4,13 +4,20 @@
 
 The structures are those of arXiv 2407.19299: Adapter, Lightweight, TinyAttention and Gated Residual Network;
 `linear` (no structure) is the control. Notation in the docstrings: `h` is the encoder's last hidden state, H its
-width, r the structure's narrow width, `attention_mask` is 1 for a real token and 0 for padding. "Ours" marks what the
-public text of the paper leaves open.
+width, r the structure's narrow width, `attention_mask` is 1 for a real token and 0 for padding, `pool` makes of
+(rows, tokens, any width) one vector a row (rows, that width). "Ours" marks what the public text of the paper leaves
+open.
+
+Every structure is given `pool` and returns pooled vectors. Pooling is a weighted mean over tokens, so it commutes with
+a last affine layer: Adapter and TinyAttention pool their narrow branch and project it once a note instead of once a
+token, which gives the same numbers for a fraction of the work.
 
 This file is uploaded with every model (custom code on the Hub), so it imports nothing of this repository.
 
     model = EncoderWithHeadForSequenceClassification.from_encoder("Dr-BERT/DrBERT-7GB", head="grn", num_labels=2)
 """
+
+from collections.abc import Callable
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -19,6 +26,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+Pool = Callable[[torch.Tensor], torch.Tensor]
 
 
 class LinearHead(nn.Module):
@@ -32,9 +41,9 @@ class LinearHead(nn.Module):
     def __init__(self, hidden_size: int, head_size: int, dropout: float):
         super().__init__()
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`hidden_states` (batch, tokens, H), `attention_mask` (batch, tokens) -> (batch, tokens, H)."""
-        return hidden_states
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, pool: Pool) -> torch.Tensor:
+        """`hidden_states` (rows, tokens, H), `attention_mask` (rows, tokens) -> (rows, H)."""
+        return pool(hidden_states)
 
 
 class AdapterHead(nn.Module):
@@ -53,9 +62,9 @@ class AdapterHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.up = nn.Linear(head_size, hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`hidden_states` (batch, tokens, H), `attention_mask` (batch, tokens) -> (batch, tokens, H)."""
-        return hidden_states + self.up(self.dropout(F.relu(self.down(hidden_states))))
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, pool: Pool) -> torch.Tensor:
+        """`hidden_states` (rows, tokens, H), `attention_mask` (rows, tokens) -> (rows, H)."""
+        return pool(hidden_states) + self.up(pool(self.dropout(F.relu(self.down(hidden_states)))))
 
 
 class LightweightHead(nn.Module):
@@ -76,9 +85,9 @@ class LightweightHead(nn.Module):
         self.up = nn.Linear(head_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`hidden_states` (batch, tokens, H), `attention_mask` (batch, tokens) -> (batch, tokens, H)."""
-        return self.norm(self.up(self.dropout(self.down(hidden_states))))
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, pool: Pool) -> torch.Tensor:
+        """`hidden_states` (rows, tokens, H), `attention_mask` (rows, tokens) -> (rows, H)."""
+        return pool(self.norm(self.up(self.dropout(self.down(hidden_states)))))
 
 
 class TinyAttentionHead(nn.Module):
@@ -99,12 +108,12 @@ class TinyAttentionHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(head_size, hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`hidden_states` (batch, tokens, H), `attention_mask` (batch, tokens) -> (batch, tokens, H)."""
-        query, key, value = self.qkv(hidden_states).unsqueeze(1).chunk(3, dim=-1)  # each (batch, 1, tokens, r)
-        keys_to_see = attention_mask[:, None, None, :].bool()  # (batch, 1, 1, tokens), True = may be attended to
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys_to_see)
-        return hidden_states + self.output(self.dropout(attended.squeeze(1)))
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, pool: Pool) -> torch.Tensor:
+        """`hidden_states` (rows, tokens, H), `attention_mask` (rows, tokens) -> (rows, H)."""
+        query, key, value = self.qkv(hidden_states).unsqueeze(1).chunk(3, dim=-1)  # each (rows, 1, tokens, r)
+        keys_to_see = attention_mask[:, None, None, :].bool()  # (rows, 1, 1, tokens), True = may be attended to
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys_to_see).squeeze(1)
+        return pool(hidden_states) + self.output(pool(self.dropout(attended)))
 
 
 class GRNHead(nn.Module):
@@ -132,10 +141,10 @@ class GRNHead(nn.Module):
         )  # W_5 and W_4 in one product: F.glu gates with the second half
         self.norm = nn.LayerNorm(hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`hidden_states` (batch, tokens, H), `attention_mask` (batch, tokens) -> (batch, tokens, H)."""
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, pool: Pool) -> torch.Tensor:
+        """`hidden_states` (rows, tokens, H), `attention_mask` (rows, tokens) -> (rows, H)."""
         eta1 = self.w1(F.elu(self.w2(hidden_states)))
-        return self.norm(hidden_states + F.glu(self.gate(self.dropout(eta1)), dim=-1))
+        return pool(self.norm(hidden_states + F.glu(self.gate(self.dropout(eta1)), dim=-1)))
 
 
 HEADS = {
@@ -208,10 +217,19 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
         """Put a new head on the pretrained encoder `encoder_id` (Hub id or folder), in float32.
 
         `from_pretrained` of this class is for our own checkpoints only: called on an encoder's checkpoint it would
-        leave the head's parameters uninitialised. `config` goes to `EncoderWithHeadConfig`.
+        leave the head's parameters uninitialised. `config` goes to `EncoderWithHeadConfig`. The encoder trains without
+        dropout inside its attention, which would push `scaled_dot_product_attention` off its fast path (ours).
         """
+        encoder_config = AutoConfig.from_pretrained(encoder_id, revision=revision)
+        for name in ("attention_probs_dropout_prob", "attention_dropout"):  # BERT-like; DistilBERT, ModernBERT
+            if hasattr(encoder_config, name):
+                setattr(encoder_config, name, 0.0)
         encoder = AutoModel.from_pretrained(
-            encoder_id, revision=revision, dtype=torch.float32, attn_implementation=attn_implementation
+            encoder_id,
+            config=encoder_config,
+            revision=revision,
+            dtype=torch.float32,
+            attn_implementation=attn_implementation,
         )
         # Said again, because a new outer config resets what its encoder's config says of attention.
         config = EncoderWithHeadConfig(
@@ -234,6 +252,16 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
         if self.config.tuning == "frozen":
             self.encoder.eval()
         return self
+
+    def pool(self, attention_mask: torch.Tensor) -> Pool:
+        """Mean over the real tokens of `attention_mask` (rows, tokens), as one batched product; or the first token."""
+        if self.config.pooling == "cls":
+            return lambda states: states[:, 0]
+        tokens = attention_mask.sum(dim=1, keepdim=True)  # (rows, 1)
+        # The weights are 0 and 1, which bfloat16 holds exactly; the division is in float32.
+        return lambda states: (
+            torch.bmm(attention_mask.to(states.dtype).unsqueeze(1), states).squeeze(1).float() / tokens
+        )
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -267,13 +295,9 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
         if hidden_states is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tuning != "frozen"):
                 hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        hidden_states = self.head(hidden_states.to(self.classifier.weight.dtype), attention_mask)  # (rows, tokens, H)
-        if self.config.pooling == "cls":
-            pooled = hidden_states[:, 0]
-        else:
-            weights = attention_mask.to(hidden_states.dtype)
-            weights = weights / weights.sum(dim=1, keepdim=True)
-            pooled = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)  # (rows, H)
+        if not torch.is_autocast_enabled(hidden_states.device.type):
+            hidden_states = hidden_states.to(self.classifier.weight.dtype)
+        pooled = self.head(hidden_states, attention_mask, self.pool(attention_mask))  # (rows, H)
         logits = self.classifier(self.dropout(pooled)).float()
         if window_note is not None:
             notes = int(window_note.max()) + 1

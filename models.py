@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from backbones import find_backbone, load_config_and_tokenizer, longest_input, resolve_commit
+from backbones import Backbone, find_backbone, load_config_and_tokenizer, longest_input, resolve_commit
 from data import DataArguments, Notes
-from heads import HEADS, EncoderWithHeadForSequenceClassification, attention_projections
+from heads import HEADS, EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, attention_projections
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
 from tokenization import train_tokenizer
 
@@ -75,6 +77,16 @@ class ModelArguments:
             "help": "Leave a model for use in OUTPUT_DIR/model: the single split's own, or with folds one more, "
             "trained on all notes for as long and with the thresholds that the folds chose."
         },
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the hidden states of a frozen encoder are kept, for other heads and later runs; derived "
+            "from the notes, safe to delete. Default: OUTPUT_DIR/features."
+        },
+    )
+    features_only: bool = field(
+        default=False, metadata={"help": "Compute the hidden states of a frozen encoder, then stop."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete earlier results in OUTPUT_DIR first."})
 
@@ -142,9 +154,7 @@ def build_model(
         encoder_config, tokenizer = load_config_and_tokenizer(backbone)
         described |= {"kind": "pretrained", "backbone": backbone.hub_id, "revision": backbone.revision}
         described["stand_in_for"] = getattr(encoder_config, "stand_in_for", None)
-        model = EncoderWithHeadForSequenceClassification.from_encoder(
-            backbone.hub_id,
-            revision=backbone.revision,
+        config = dict(
             head=model_args.head,
             head_size=model_args.head_size,
             tuning=model_args.tuning,
@@ -153,14 +163,32 @@ def build_model(
             **labels,
         )
         if model_args.tuning == "frozen":
-            # Checkpoints during training then hold the head alone, not 440 MB of unchanged encoder an epoch.
-            model._keys_to_ignore_on_save = [name for name in model.state_dict() if name.startswith("encoder.")]
+            # Only its hidden states are needed (features.py): without it, no memory, no loading, small checkpoints.
+            config = EncoderWithHeadConfig(encoder_config=encoder_config, **config)
+            model = EncoderWithHeadForSequenceClassification(config, encoder=nn.Identity())
+            with torch.device("meta"):
+                whole = EncoderWithHeadForSequenceClassification(config)
+            return model, tokenizer, described | count_parameters(whole)
+        model = EncoderWithHeadForSequenceClassification.from_encoder(
+            backbone.hub_id, revision=backbone.revision, **config
+        )
         if model_args.tuning == "lora":
             model = add_lora(model, model_args.lora_r)
+    return model, tokenizer, described | count_parameters(model)
+
+
+def put_encoder_back(model: EncoderWithHeadForSequenceClassification, backbone: Backbone):
+    """Complete a model that was trained on hidden states alone, in place."""
+    whole = EncoderWithHeadForSequenceClassification.from_encoder(backbone.hub_id, revision=backbone.revision)
+    model.encoder = whole.encoder
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
     parameters = list(model.parameters())
-    described["trainable_parameters"] = sum(p.numel() for p in parameters if p.requires_grad)
-    described["total_parameters"] = sum(p.numel() for p in parameters)
-    return model, tokenizer, described
+    return {
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "total_parameters": sum(p.numel() for p in parameters),
+    }
 
 
 def add_lora(model: EncoderWithHeadForSequenceClassification, rank: int) -> PeftModel:

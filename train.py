@@ -32,8 +32,8 @@ from transformers import HfArgumentParser, TrainingArguments
 import hub
 from backbones import BackboneError
 from baseline import Settings
-from data import DataArguments, DataError, Notes, load_notes
-from features import FrozenFeatures
+from data import DataArguments, DataError, load_notes
+from machine import bfloat16_is_fast, describe_machine
 from metrics import NoteClassificationMetric, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from results import (
@@ -48,7 +48,7 @@ from results import (
     write_result,
 )
 from splits import Split, draw_splits, fingerprint, report_repeated_texts
-from trainer import Trained, train_baseline, train_network
+from trainer import Run, Trained, train_baseline, train_network
 
 logger = logging.getLogger("train")
 
@@ -87,6 +87,9 @@ DECISIVE = (
     "metric_for_best_model"
 ).split()
 
+# The arguments of the model that cannot.
+NOT_DECISIVE = ("seeds", "keep_model", "overwrite", "cache_dir", "features_only")
+
 
 class ArgumentError(ValueError):
     """Arguments that do not go together; the message is one line for the user."""
@@ -101,7 +104,14 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     )
     first_look, _ = parser.parse_known_args(argv)  # the recipe depends on --model and --tuning
     chosen = ModelArguments(model=first_look.model, head=first_look.head, tuning=first_look.tuning)
-    parser.set_defaults(**COMMON_RECIPE, **RECIPES[chosen.kind], output_dir=f"runs/{chosen.run_id}")
+    use_cpu = first_look.use_cpu or not torch.accelerator.is_available()
+    parser.set_defaults(
+        **COMMON_RECIPE,
+        **RECIPES[chosen.kind],
+        use_cpu=use_cpu,  # unsaid, TrainingArguments take bf16 for a GPU's
+        bf16=chosen.kind != "baseline" and not first_look.fp16 and bfloat16_is_fast(use_cpu),
+        output_dir=f"runs/{chosen.run_id}",
+    )
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
     # TrainingArguments fill in "loss" where nothing was asked for; ours depends on the task, which the notes tell.
     training_args.metric_for_best_model = first_look.metric_for_best_model
@@ -116,6 +126,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         )
     if training_args.push_to_hub and model_args.model == "tfidf":
         raise ArgumentError("--push_to_hub: the vocabulary of tfidf spells out words of the notes; it is not pushed.")
+    if model_args.features_only and chosen.kind != "frozen":
+        raise ArgumentError(f"--features_only: {chosen.run_id} has no frozen encoder.")
     if training_args.push_to_hub and not model_args.keep_model:
         raise ArgumentError("--push_to_hub with --keep_model False: there would be no model to push.")
     return model_args, data_args, training_args
@@ -124,29 +136,20 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
 # ---- one fold ------------------------------------------------------------------------------------------------------
 
 
-def run_fold(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    notes: Notes,
-    split: Split,
-    seed: int,
-    folder: Path,
-    features: FrozenFeatures,
-    settings: dict,
-) -> tuple[Trained, np.ndarray, dict]:
+def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) -> tuple[Trained, np.ndarray, dict]:
     """Train on one fold, tune its threshold on validation, read its test part once.
 
     Returns the trained model, its probabilities on the test part, and the result but for its `run` section.
     """
+    notes, training_args = run.notes, run.training_args
     checkpoints = folder / "checkpoints"
-    if model_args.kind == "baseline":
-        trained = train_baseline(notes, split)
+    if run.model_args.kind == "baseline":
+        trained = train_baseline(run, split)
     else:
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
                 discard_foreign_checkpoints(checkpoints, settings)
-        trained = train_network(model_args, data_args, training_args, notes, split, seed, checkpoints, features)
+        trained = train_network(run, split, seed, checkpoints)
     metric = NoteClassificationMetric(notes.task, notes.class_names)
 
     validation_probabilities = trained.predict(split.validation)
@@ -195,9 +198,7 @@ def resolve_settings(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, seed: int
 ) -> dict:
     """Every argument that can move a number, as it goes into the result file."""
-    model = {
-        name: value for name, value in asdict(model_args).items() if name not in ("seeds", "keep_model", "overwrite")
-    }
+    model = {name: value for name, value in asdict(model_args).items() if name not in NOT_DECISIVE}
     training = {name: getattr(training_args, name) for name in DECISIVE}
     settings = {"model": model, "data": asdict(data_args), "training": training, "seed": seed}
     settings["training"]["world_size"] = training_args.world_size
@@ -226,54 +227,38 @@ def check_same_settings(folder: Path, finished: dict, settings: dict, data_finge
         )
 
 
-def keep_model(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    notes: Notes,
-    splits: list[Split],
-    output: Path,
-    fold_results: list[dict],
-    features: FrozenFeatures,
-):
+def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
     """Leave a model for use in `output`/model, unless it is there.
 
     With folds it is trained once more, on all notes, for the median of the epochs and with the mean of the thresholds
     that the folds chose (ours); so none of its own figures is measured: its card carries the cross-validated ones. A
     single split's model was saved when it was trained; if it was not kept then, it is trained again the same way.
     """
-    if (output / "model").is_dir():
+    if (run.output / "model").is_dir():
         return
+    notes, training_args, seed = run.notes, run.training_args, run.model_args.seeds[0]
     nothing = np.array([], dtype=int)
     train = np.arange(len(notes)) if len(splits) > 1 else splits[0].train
     split = Split(train, nothing, nothing)
     logger.info("model for use: training on %d notes", len(train))
-    if model_args.kind == "baseline":
+    if run.model_args.kind == "baseline":
         chosen = Counter((result["model"]["C"], result["model"]["class_weight"]) for result in fold_results)
-        trained = train_baseline(notes, split, Settings(*chosen.most_common(1)[0][0]))
+        trained = train_baseline(run, split, Settings(*chosen.most_common(1)[0][0]))
     else:
         epochs = statistics.median(result["cost"]["best_epoch"] for result in fold_results)
-        folder = output / "model-checkpoints"
-        settings = resolve_settings(model_args, data_args, training_args, model_args.seeds[0])
+        folder = run.output / "model-checkpoints"
+        settings = resolve_settings(run.model_args, run.data_args, training_args, seed)
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
                 discard_foreign_checkpoints(folder, settings | {"epochs": epochs})
-        trained = train_network(
-            model_args, data_args, training_args, notes, split, model_args.seeds[0], folder, features, epochs
-        )
+        trained = train_network(run, split, seed, folder, epochs)
     trained_on = f"All {len(notes)} notes." if len(splits) > 1 else f"The {len(train)} notes of the training part."
-    save_model(trained, data_args, training_args, fold_results, trained_on, output)
+    save_model(run, trained, fold_results, trained_on)
 
 
-def save_model(
-    trained: Trained,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    fold_results: list[dict],
-    trained_on: str,
-    output: Path,
-):
+def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on: str):
     """Write the model, its card and what predict.py needs to `output`/model, all of it or nothing."""
+    data_args, training_args, output = run.data_args, run.training_args, run.output
     if training_args.process_index == 0:
         first = fold_results[0]
         thresholds = [result["model"]["thresholds"] for result in fold_results]
@@ -318,6 +303,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             shutil.rmtree(path, ignore_errors=True)
     if model_args.kind != "baseline":
         training_args.distributed_state.wait_for_everyone()
+        logger.info("machine: %s", describe_machine(training_args.use_cpu, training_args.bf16))
 
     notes = load_notes(data_args)
     repeated = report_repeated_texts(notes)
@@ -326,7 +312,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     if model_args.kind in TUNINGS:
         prepare_encoder(model_args, data_args)
 
-    features, fold_results = FrozenFeatures(), []
+    run = Run(model_args, data_args, training_args, notes)
+    if model_args.features_only:
+        logger.info("%d tokens", len(run.features.states))
+        return
+
+    fold_results = []
     for seed in model_args.seeds:
         settings = resolve_settings(model_args, data_args, training_args, seed)
         for number, split in enumerate(splits):
@@ -340,9 +331,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 continue
             sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.parts())
             logger.info("%s (%s)", what, sizes)
-            trained, probabilities, result = run_fold(
-                model_args, data_args, training_args, notes, split, seed, folder, features, settings
-            )
+            trained, probabilities, result = run_fold(run, split, seed, folder, settings)
             result["data"] |= {"fingerprint": data_fingerprint, **repeated}
             result["run"] = describe_run(model_args, data_args, output) | {
                 "seed": seed,
@@ -352,7 +341,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             }
             if model_args.keep_model and len(splits) == 1 and seed == model_args.seeds[0]:
                 trained_on = f"The {len(split.train)} notes of the training part."
-                save_model(trained, data_args, training_args, [result], trained_on, output)
+                save_model(run, trained, [result], trained_on)
             if is_main:
                 write_result(folder, result, notes.ids[split.test], notes.labels[split.test], probabilities)
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -362,7 +351,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 logger.info("  test %s in %.1f s of training", headline, result["cost"]["training_hours"] * 3600)
             fold_results.append(result)
     if model_args.keep_model:
-        keep_model(model_args, data_args, training_args, notes, splits, output, fold_results, features)
+        keep_model(run, splits, fold_results)
     if training_args.push_to_hub and is_main:
         repo = training_args.hub_model_id or output.name
         address = hub.push_model(

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import datasets
@@ -27,12 +28,13 @@ from transformers import (
 )
 from transformers.trainer_callback import ExportableState
 
+from backbones import find_backbone, load_config_and_tokenizer
 from baseline import Settings, TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import DataArguments, Notes
-from features import FeatureCollator, FrozenFeatures
+from features import FeatureCollator, FrozenFeatures, load_or_compute
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
-from models import ModelArguments, build_model
+from models import ModelArguments, build_model, put_encoder_back
 from results import last_complete_checkpoint
 from splits import Split, balanced_class_weights
 
@@ -156,6 +158,36 @@ class StopAfterEpoch(TrainerCallback):
 
 
 @dataclass
+class Run:
+    """One model on one corpus: what its folds and seeds share."""
+
+    model_args: ModelArguments
+    data_args: DataArguments
+    training_args: TrainingArguments
+    notes: Notes
+
+    @property
+    def output(self) -> Path:
+        return Path(self.training_args.output_dir)
+
+    @cached_property
+    def features(self) -> FrozenFeatures:
+        """The hidden states of all notes, for a frozen encoder: made or read when first asked for."""
+        backbone = find_backbone(self.model_args.model, self.model_args.model_revision)
+        _, tokenizer = load_config_and_tokenizer(backbone)
+        features = load_or_compute(
+            backbone,
+            tokenizer,
+            self.notes.texts,
+            self.data_args,
+            Path(self.model_args.cache_dir or self.output / "features"),
+            self.training_args.device,
+            torch.bfloat16 if self.training_args.bf16 else torch.float32,
+        )
+        return features.pool(self.model_args.pooling) if self.model_args.head == "linear" else features
+
+
+@dataclass
 class Trained:
     """A trained model as the result file and the next steps need it."""
 
@@ -167,8 +199,9 @@ class Trained:
     settings: Settings | None = None  # what validation chose for the baseline
 
 
-def train_baseline(notes: Notes, split: Split, settings: Settings | None = None) -> Trained:
+def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> Trained:
     """TF-IDF; with `settings` it is fitted to them instead of choosing on validation."""
+    notes = run.notes
     started = time.perf_counter()
     classifier = TfidfClassifier(notes.task, notes.class_names)
     texts = {part: [notes.texts[row] for row in rows] for part, rows in split.parts()}
@@ -195,37 +228,23 @@ def train_baseline(notes: Notes, split: Split, settings: Settings | None = None)
     )
 
 
-def train_network(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    notes: Notes,
-    split: Split,
-    seed: int,
-    folder: Path,
-    features: FrozenFeatures,
-    epochs: float | None = None,
-) -> Trained:
+def train_network(run: Run, split: Split, seed: int, folder: Path, epochs: float | None = None) -> Trained:
     """Train by the Hugging Face Trainer, resuming from the last checkpoint in `folder` if there is one.
 
-    A frozen encoder runs once over all notes; its hidden states stay in `features` for the next fold.
     With `epochs`, it trains for so long and selects nothing: `split.validation` is then not looked at.
     """
+    model_args, data_args, training_args, notes = run.model_args, run.data_args, run.training_args, run.notes
+    frozen = model_args.kind == "frozen"
     set_seed(seed)  # before the model exists, so that its head depends on the seed; 0 is a seed like any other
     main_first = training_args.main_process_first(local=False)
     model, tokenizer, described = build_model(
         model_args, data_args, notes, split.train, folder / "tokenizer", main_first
     )
-
-    if model_args.kind == "frozen":
-        features.compute(model.encoder, tokenizer, notes.texts, data_args, training_args.device)
-        collator = FeatureCollator(features)
-    else:
-        collator = WindowCollator(tokenizer)
+    collator = FeatureCollator(run.features) if frozen else WindowCollator(tokenizer)
 
     def encode(rows: np.ndarray) -> tuple[datasets.Dataset, np.ndarray]:
-        if model_args.kind == "frozen":
-            return features.select(rows, notes.labels[rows])
+        if frozen:
+            return run.features.select(rows, notes.labels[rows])
         return tokenize_notes([notes.texts[row] for row in rows], notes.labels[rows], tokenizer, data_args)
 
     encoded = {part: encode(rows) for part, rows in split.parts() if len(rows)}
@@ -276,7 +295,8 @@ def train_network(
         network = trainer.accelerator.unwrap_model(trainer.model)
         if isinstance(network, PeftModel):
             network = network.merge_and_unload()
-        network._keys_to_ignore_on_save = None  # the kept model is whole
+        if frozen:
+            put_encoder_back(network, find_backbone(model_args.model, model_args.model_revision))
         network.config.thresholds = thresholds
         tokenizer.model_max_length = data_args.max_length
         for config in (network.config, getattr(network.config, "encoder_config", None)):
@@ -289,7 +309,7 @@ def train_network(
         model=described,
         cost={
             "training_hours": trainer.training_seconds / 3600,
-            "feature_hours": features.hours,
+            "feature_hours": run.features.hours if frozen else 0.0,
             "epochs": round(trainer.state.epoch, 2),
             "best_epoch": round(trainer.best_epoch, 2),
         },

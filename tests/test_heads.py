@@ -76,10 +76,13 @@ def test_structure_follows_its_formula_and_parameter_count(name):
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.3)
     hidden_states = torch.randn(2, 7, H)
-    output = head(hidden_states, torch.ones(2, 7, dtype=torch.long))
-    assert output.shape == (2, 7, H)
-    for row in range(2):
-        torch.testing.assert_close(output[row], reference(head, name, hidden_states[row]), rtol=1e-4, atol=1e-5)
+    expected = torch.stack([reference(head, name, row) for row in hidden_states])  # (2, 7, H)
+    mask = torch.ones(2, 7, dtype=torch.long)
+    token_by_token = head(hidden_states, mask, pool=lambda states: states)
+    torch.testing.assert_close(token_by_token, expected, rtol=1e-4, atol=1e-5)
+    # pooling before the last affine layer gives what pooling after it gives
+    pooled = head(hidden_states, mask, pool=lambda states: states.mean(dim=1))
+    torch.testing.assert_close(pooled, expected.mean(dim=1), rtol=1e-4, atol=1e-5)
     assert sum(parameter.numel() for parameter in head.parameters()) == PARAMETERS[name]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 
 from metrics import THRESHOLD_GRID, NoteClassificationMetric, decide, probabilities_from_logits, tune_thresholds
 
@@ -217,6 +218,25 @@ def test_multi_label_threshold_follows_weighted_f1():
     labels = np.array([[1, 0], [1, 0], [1, 0], [0, 1]] + [[0, 0]] * 5)
     (threshold,) = tune_thresholds(probabilities, labels, "multi-label")
     assert 0.1 < threshold <= 0.3
+
+
+@pytest.mark.parametrize("task", ["binary", "multi-label"])
+def test_threshold_is_the_one_that_scikit_learn_scores_best(task):
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 2, size=200 if task == "binary" else (200, 3))
+    noise = draw.random((200, 3))
+    probabilities = noise * 0.7 + 0.3 * (labels if task == "multi-label" else labels[:, None])
+    probabilities[:50] = probabilities[:50].round(2)  # on the grid itself, where >= and > differ
+    if task == "binary":
+        probabilities = np.stack([1 - probabilities[:, 1], probabilities[:, 1]], axis=1)
+    average = "macro" if task == "binary" else "weighted"
+    scores = {
+        threshold: f1_score(labels, decide(probabilities, task, [threshold]), average=average, zero_division=0)
+        for threshold in THRESHOLD_GRID
+    }
+    (threshold,) = tune_thresholds(probabilities, labels, task)
+    assert scores[threshold] == pytest.approx(max(scores.values()), abs=1e-12)
+    assert min(scores.values()) < max(scores.values()) - 0.1
 
 
 def test_multi_class_has_no_threshold():

@@ -143,7 +143,7 @@ def test_pretrained_encoder(notes_file, tmp_path, encoder_folder, tuning):
         notes.loc[predictions["id"][:5], "text"].tolist(), return_tensors="pt", padding=True, truncation=True
     )
     probabilities = model(encoded["input_ids"], encoded["attention_mask"]).logits.softmax(-1).detach().numpy()
-    np.testing.assert_allclose(probabilities, np.stack(predictions["probabilities"])[:5], atol=1e-4)
+    np.testing.assert_allclose(probabilities, np.stack(predictions["probabilities"])[:5], atol=1e-3)  # bfloat16
 
 
 @pytest.mark.parametrize("model", ["transformer", "tfidf"])

@@ -11,12 +11,11 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from data import DataArguments, load_notes
-from features import FrozenFeatures
 from models import ModelArguments
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
 from splits import draw_splits
 from train import parse_arguments
-from trainer import NoteTrainer, TrainingClock, train_network, weighted_loss
+from trainer import NoteTrainer, Run, TrainingClock, train_network, weighted_loss
 
 
 def test_weighted_loss_by_hand():
@@ -74,13 +73,15 @@ def test_one_times_eight_equals_four_times_two(tmp_path):
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def arguments_for(notes_file, tmp_path, *more):
+def run_for(notes_file, tmp_path, *more):
     # fmt: off
-    return parse_arguments([
+    arguments = parse_arguments([
         "--model", "transformer", "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), "--folds", "1",
         "--max_length", "64", "--vocab_size", "400", "--num_train_epochs", "2", "--use_cpu", *more,
     ])
     # fmt: on
+    notes = load_notes(arguments[1])
+    return Run(*arguments, notes), draw_splits(notes, arguments[1])[0]
 
 
 def test_predictions_come_in_the_order_of_the_notes(notes_file, tmp_path):
@@ -88,10 +89,8 @@ def test_predictions_come_in_the_order_of_the_notes(notes_file, tmp_path):
     frame = invent_notes(90)
     frame["text"] = [text + " Stable." * (number * 7 % 23) for number, text in enumerate(frame["text"])]
     frame.to_csv(notes_file, index=False)
-    model_args, data_args, training_args = arguments_for(notes_file, tmp_path)
-    notes = load_notes(data_args)
-    split = draw_splits(notes, data_args)[0]
-    trained = train_network(model_args, data_args, training_args, notes, split, 0, tmp_path / "fold", FrozenFeatures())
+    run, split = run_for(notes_file, tmp_path)
+    trained = train_network(run, split, 0, tmp_path / "fold")
     together = trained.predict(split.test)
     alone = np.concatenate([trained.predict(split.test[[n]]) for n in range(len(split.test))])
     np.testing.assert_allclose(together, alone, atol=1e-5)
@@ -99,15 +98,10 @@ def test_predictions_come_in_the_order_of_the_notes(notes_file, tmp_path):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_same_seed_same_probabilities(notes_file, tmp_path, seed):
-    model_args, data_args, training_args = arguments_for(notes_file, tmp_path, "--model", "moe-transformer")
-    notes = load_notes(data_args)
-    split = draw_splits(notes, data_args)[0]
+    run, split = run_for(notes_file, tmp_path, "--model", "moe-transformer")
 
     def probabilities(seed, folder):
-        trained = train_network(
-            model_args, data_args, training_args, notes, split, seed, tmp_path / folder, FrozenFeatures()
-        )
-        return trained.predict(split.test)
+        return train_network(run, split, seed, tmp_path / folder).predict(split.test)
 
     first = probabilities(seed, "a")
     assert np.array_equal(first, probabilities(seed, "b"))
@@ -115,12 +109,8 @@ def test_same_seed_same_probabilities(notes_file, tmp_path, seed):
 
 
 def test_frozen_checkpoints_hold_the_head_alone(notes_file, tmp_path, encoder_folder):
-    model_args, data_args, training_args = arguments_for(
-        notes_file, tmp_path, "--model", str(encoder_folder), "--head", "adapter", "--tuning", "frozen"
-    )
-    notes = load_notes(data_args)
-    split = draw_splits(notes, data_args)[0]
-    trained = train_network(model_args, data_args, training_args, notes, split, 0, tmp_path / "fold", FrozenFeatures())
+    run, split = run_for(notes_file, tmp_path, "--model", str(encoder_folder), "--head", "adapter")
+    trained = train_network(run, split, 0, tmp_path / "fold")
     from safetensors.torch import load_file
 
     checkpoint = next((tmp_path / "fold").glob("checkpoint-*/model.safetensors"))
