@@ -7,7 +7,8 @@
 #
 #   --dataset D        as for train.py (default: synthetic)         --models a,b   only these models
 #   --heads a,b        only these structures                        --tuning a,b   only these of frozen, lora, full
-#   --folds N          cross-validation folds (default: 5)          --jobs N       runs at a time (default: 1)
+#   --folds N          cross-validation folds (default: 5)          --jobs N       runs at a time (default: as many
+#                                                                                as cores and memory carry)
 #   --output DIR       runs, logs, plan (default: runs)             --report DIR   table and figure (default: report)
 #   --dry-run          print the plan and stop                      --demo         see above
 # Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size.
@@ -19,7 +20,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 die() { echo "error: $*" >&2; exit 2; }
 
 cores=$(nproc)
-dataset=synthetic folds=5 jobs=1 output=runs report=report demo=false dry_run=false
+dataset=synthetic folds=5 jobs=auto output=runs report=report demo=false dry_run=false
 models=tfidf,transformer,moe-transformer,camembert-bio,alibert,drbert
 heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
@@ -29,7 +30,6 @@ extra=(--keep_model False)
 if [[ " $* " == *" --demo "* ]]; then
   # Small enough for ten minutes on two cores; stand-ins take the place of the encoders that the Hub would give.
   demo=true dataset=synthetic:1000 folds=2 tunings=frozen output=runs-demo report=report-demo
-  jobs=$((cores > 1 ? 2 : 1))
   extra+=(--max_length 160 --num_train_epochs 8)
 fi
 while (($#)); do
@@ -49,7 +49,7 @@ while (($#)); do
   esac
   shift 2
 done
-[[ ${jobs} =~ ^[1-9][0-9]*$ ]] || die "--jobs ${jobs}: give a number from 1"
+[[ ${jobs} =~ ^(auto|[1-9][0-9]*)$ ]] || die "--jobs ${jobs}: give a number from 1"
 for value in ${heads//,/ }; do
   [[ " ${known_heads} " == *" ${value} "* ]] || die "--heads ${value}: choose from ${known_heads// /, }"
 done
@@ -58,6 +58,14 @@ for value in ${tunings//,/ }; do
 done
 if [[ -e ${invoked_from}/${dataset} ]]; then dataset=${invoked_from}/${dataset}; fi
 
+# Several runs of one thread each get more done than one run of several threads: batches are small. A run of a base-size
+# encoder that is trained wants 4 GB, all others less.
+memory=$(awk '/^MemAvailable/ {print int($2 / 1e6)}' /proc/meminfo)
+if [[ ${jobs} == auto ]]; then
+  jobs=$((memory / 4 < cores ? memory / 4 : cores))
+  if command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then jobs=1; fi  # one GPU, one run
+  jobs=$((jobs > 0 ? jobs : 1))
+fi
 export OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) TOKENIZERS_PARALLELISM=false
 if [[ -z ${ACCELERATE_CONFIG:-} ]]; then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}; fi  # one GPU a run
 launch=(accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
@@ -84,7 +92,8 @@ for tuning in frozen lora full; do
   done
 done
 ((${#plan[@]})) || die "nothing to run: --models ${models} --heads ${heads} --tuning ${tunings}"
-echo "${#plan[@]} runs of ${folds} folds on ${dataset}, ${jobs} at a time with ${OMP_NUM_THREADS} threads each, into ${output}/"
+echo "${#plan[@]} runs of ${folds} folds on ${dataset}, ${jobs} at a time" \
+  "(threads each: ${OMP_NUM_THREADS} of ${cores}, ${memory} GB free), into ${output}/"
 if ${dry_run}; then
   for line in $'run\tmodel\thead\ttuning' "${plan[@]}"; do
     IFS=$'\t' read -r id model head tuning <<< "${line}"
@@ -112,11 +121,17 @@ fi
 
 # ---- the runs ------------------------------------------------------------------------------------------------------
 started=${SECONDS}
-run() {
-  local number=$1 id=$2 model=$3 head=$4 tuning=$5 began=${SECONDS} log="${output}/logs/$2.log"
-  local arguments=(--model "${model}" --dataset "${dataset}" --folds "${folds}" --output_dir "${output}/${id}")
+arguments=()
+set_arguments() {  # of train.py, from a line of the plan
+  local id=$1 model=$2 head=$3 tuning=$4
+  arguments=(--model "${model}" --dataset "${dataset}" --folds "${folds}" --output_dir "${output}/${id}")
   if ${demo} && [[ ${head} != - ]]; then arguments[1]="${output}/stand-ins/${model}"; fi
   if [[ ${head} != - ]]; then arguments+=(--head "${head}" --tuning "${tuning}"); fi
+  if [[ ${tuning} == frozen ]]; then arguments+=(--cache_dir "${output}/features"); fi
+}
+run() {
+  local number=$1 id=$2 began=${SECONDS} log="${output}/logs/$2.log"
+  set_arguments "${@:2}"
   if "${launch[@]}" train.py "${arguments[@]}" ${extra[@]+"${extra[@]}"} > "${log}" 2>&1; then
     local left=$(((SECONDS - started) * (${#plan[@]} - number) / number / 60))
     echo "[${number}/${#plan[@]}] ${id}: done in $((SECONDS - began)) s; about ${left} min left"
@@ -128,10 +143,19 @@ run() {
   fi
 }
 rm -f "${output}/logs/failures.txt"
-number=0
+number=0 with_features=
 for line in "${plan[@]}"; do
   IFS=$'\t' read -r id model head tuning <<< "${line}"
   number=$((number + 1))
+  if [[ ${tuning} == frozen && ${model} != "${with_features}" && ${jobs} -gt 1 ]]; then
+    # one pass of the encoder over the notes with all cores, from which its heads then train side by side; if it fails,
+    # each of them says why
+    wait
+    with_features=${model}
+    set_arguments "${id}" "${model}" "${head}" "${tuning}"
+    OMP_NUM_THREADS=${cores} python train.py "${arguments[@]}" --features_only \
+      ${extra[@]+"${extra[@]}"} > "${output}/logs/features-${id%-"${head}"-*}.log" 2>&1 || true
+  fi
   run "${number}" "${id}" "${model}" "${head}" "${tuning}" &
   while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
 done

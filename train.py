@@ -314,7 +314,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
 
     run = Run(model_args, data_args, training_args, notes)
     if model_args.features_only:
-        logger.info("%d tokens", len(run.features.states))
+        logger.info("%d notes ready in %.4f hours", len(run.features.is_long), run.features.hours)
         return
 
     fold_results = []
