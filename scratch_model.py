@@ -11,8 +11,6 @@ This file is uploaded with every model (custom code on the Hub), so it imports n
     model = ScratchForSequenceClassification(ScratchConfig(vocab_size=6000, num_labels=2, num_experts=4))
 """
 
-import math
-
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -44,6 +42,27 @@ class ScratchConfig(PreTrainedConfig):
     thresholds: list[float] | None = None
 
 
+class FastDropout(nn.Module):
+    """Dropout whose mask costs a CPU little: 16 random bits an element, four elements a draw.
+
+    `nn.Dropout` draws a number an element on one core, and compiled with `torch.compile` an even slower one: a quarter
+    to a third of a training step of this model. The probability is rounded to a multiple of 1 / 65,536.
+    """
+
+    def __init__(self, probability: float):
+        super().__init__()
+        self.threshold = round(probability * 2**16)  # of the 65,536 values of 16 bits, so many mean "drop"
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Any shape, kept; in evaluation the input itself."""
+        if not self.training or not self.threshold:
+            return inputs
+        draws = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64, device=inputs.device)
+        bits = draws.random_(-(2**63), None).view(torch.int16)[: inputs.numel()].view(inputs.shape)
+        keep = bits >= self.threshold - 2**15
+        return inputs * (keep * (2**16 / (2**16 - self.threshold))).to(inputs.dtype)
+
+
 class FeedForward(nn.Module):
     """`W_2 GELU(W_1 x + b_1) + b_2`, for each token. Parameters: 2 H F + F + H."""
 
@@ -65,9 +84,13 @@ class SwitchFeedForward(nn.Module):
     by on the residual connection alone; the loss E * sum_i f_i P_i keeps the experts evenly used (equations 4 to 6),
     with f_i the share of tokens sent to expert i and P_i its mean probability.
 
-    Padding is not routed: it takes no place in an expert and no part in the loss. In evaluation there is no capacity
-    limit, so that a note's logits do not depend on the other notes of its batch (ours). All experts work at once:
-    their tokens are gathered into one (E, capacity, H) array and go through two batched matrix products.
+    Padding is not routed: it takes no place in an expert and no part in the loss, and the capacity is a share of the
+    real tokens. In evaluation there is no capacity limit, so that a note's logits do not depend on the other notes of
+    its batch (ours).
+
+    The tokens are sorted by expert and go through two grouped matrix products; no array has a place for a token that
+    is not there, as it would with one row a unit of capacity (ours). Every size is a function of (B, T): the layer
+    waits for no count of tokens and compiles to one graph.
 
     Parameters: E (2 H F + F + H) + E H.
     """
@@ -85,36 +108,65 @@ class SwitchFeedForward(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`hidden_states` (B, T, H), `attention_mask` (B, T) -> (B, T, H), and the load-balancing loss (a scalar)."""
-        tokens = hidden_states[attention_mask.bool()]  # (N, H), N real tokens
+        tokens, real = hidden_states.flatten(0, 1), attention_mask.flatten().bool()  # (N, H) and (N,), N = B T
         # In float32 whatever the autocast: a rounded router sends tokens elsewhere (section 2.4).
         with torch.autocast(tokens.device.type, enabled=False):
             probabilities = F.linear(tokens.float(), self.router.weight.float()).softmax(dim=-1)  # (N, E)
         gate, expert = probabilities.max(dim=-1)  # each (N,)
-        chosen = F.one_hot(expert, self.num_experts)  # (N, E)
-        load = chosen.sum(dim=0)  # (E,) tokens an expert was sent
+        sent = F.one_hot(expert, self.num_experts) * real.unsqueeze(1)  # (N, E), 1 where a real token chose the expert
+        share = sent.sum(dim=0) / real.sum()
+        mean_probability = (probabilities * real.unsqueeze(1)).sum(dim=0) / real.sum()
+        balance = self.num_experts * (share * mean_probability).sum()
 
-        # Sort the tokens by expert, first come first served within an expert.
-        order = expert.argsort(stable=True)
-        sorted_expert = expert[order]
-        place = torch.arange(len(order), device=order.device) - (load.cumsum(0) - load)[sorted_expert]
+        kept = real
         if self.training:
-            capacity = math.ceil(self.capacity_factor * len(tokens) / self.num_experts)
-            kept = place < capacity
-            order, sorted_expert, place = order[kept], sorted_expert[kept], place[kept]
-        else:
-            capacity = int(load.max())
-        slots = sorted_expert * capacity + place  # each kept token's row in the experts' array
+            place = (sent.cumsum(dim=0) * sent).sum(dim=1)  # first come first served, counted from 1
+            kept = kept & (place <= torch.ceil(self.capacity_factor * real.sum() / self.num_experts))
+        # Every row is to have an expert; what the last one computes for padding and dropped tokens is thrown away.
+        expert = torch.where(kept, expert, self.num_experts - 1)
+        outputs = self.run_experts(tokens, expert)
+        outputs = outputs * gate.unsqueeze(1).to(outputs.dtype)
+        return torch.where(kept.unsqueeze(1), outputs, 0).view(hidden_states.shape), balance
 
-        inputs = tokens.new_zeros(self.num_experts * capacity, tokens.shape[1]).index_copy(0, slots, tokens[order])
-        inputs = inputs.view(self.num_experts, capacity, -1)
-        wide = F.gelu(torch.baddbmm(self.up_bias.to(inputs.dtype), inputs, self.up_weight.to(inputs.dtype)))
-        outputs = torch.baddbmm(self.down_bias.to(wide.dtype), wide, self.down_weight.to(wide.dtype)).flatten(0, 1)
-        outputs = outputs[slots] * gate[order].unsqueeze(1).to(outputs.dtype)
+    def run_experts(self, tokens: torch.Tensor, expert: torch.Tensor) -> torch.Tensor:
+        """Each token (N, H) through the feed-forward layer of its expert (N,), a number below E -> (N, H)."""
+        device = tokens.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
+        expert, order = expert.sort(stable=True)
+        one_hot = F.one_hot(expert, self.num_experts)
+        ends = one_hot.sum(dim=0).cumsum(0)  # (E,): where each expert's tokens end
+        one_hot = one_hot.to(dtype)  # picks the biases: the gradient of a product adds up faster than that of indexing
 
-        routed = torch.zeros_like(tokens).index_copy(0, order, outputs.to(tokens.dtype))
-        result = torch.zeros_like(hidden_states).masked_scatter(attention_mask.bool().unsqueeze(-1), routed)
-        balance = self.num_experts * (chosen.float().mean(dim=0) * probabilities.mean(dim=0)).sum()
-        return result, balance
+        # `index_copy` moves rows both ways because its gradient is a gather; that of a gather would be a slow scatter.
+        rank = torch.empty_like(order).index_copy(0, order, torch.arange(len(order), device=order.device))
+        inputs = torch.zeros_like(tokens, dtype=dtype).index_copy(0, rank, tokens.to(dtype))
+        wide = grouped_product(inputs, self.up_weight.to(dtype), ends) + one_hot @ self.up_bias.squeeze(1).to(dtype)
+        outputs = grouped_product(F.gelu(wide), self.down_weight.to(dtype), ends)
+        outputs = outputs + one_hot @ self.down_bias.squeeze(1).to(dtype)
+        return torch.zeros_like(outputs).index_copy(0, order, outputs)
+
+
+def grouped_product(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """`rows` (N, in) in E groups, each times its own matrix of `weights` (E, in, out) -> (N, out).
+
+    Group e ends before row `ends[e]`, the last at N. Elsewhere than in bfloat16, `F.grouped_mm` lacks devices and
+    cannot be compiled: there it is one product a group.
+    """
+    if rows.dtype == torch.bfloat16:
+        return F.grouped_mm(rows, weights, offs=ends.int())
+    sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    return torch.cat([group @ weight for group, weight in zip(rows.split(sizes), weights, strict=True)])
+
+
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Scaled dot-product attention; `query`, `key`, `value` (B, heads, T, D), `visible` (B, 1, 1, T) -> as `query`.
+
+    Written out for bfloat16 on a CPU, where the gradient of `scaled_dot_product_attention` takes three times as long.
+    """
+    if query.dtype != torch.bfloat16 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5  # (B, heads, T, T)
+    return scores.masked_fill(~visible, -torch.inf).softmax(dim=-1) @ value
 
 
 class ScratchLayer(nn.Module):
@@ -131,7 +183,7 @@ class ScratchLayer(nn.Module):
         self.output = nn.Linear(config.hidden_size, config.hidden_size)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size)
         self.feed_forward = feed_forward
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = FastDropout(config.dropout)
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor
@@ -140,8 +192,7 @@ class ScratchLayer(nn.Module):
         rows, tokens, hidden = hidden_states.shape
         qkv = self.qkv(self.attention_norm(hidden_states)).view(rows, tokens, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, H / heads)
-        keys_to_see = attention_mask[:, None, None, :].bool()  # (B, 1, 1, T), True = may be attended to
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=keys_to_see)
+        attended = attend(query, key, value, attention_mask[:, None, None, :].bool())
         attended = attended.transpose(1, 2).reshape(rows, tokens, hidden)
         hidden_states = hidden_states + self.dropout(self.output(attended))
         update, auxiliary_loss = self.feed_forward(self.feed_forward_norm(hidden_states), attention_mask)
@@ -174,7 +225,7 @@ class ScratchForSequenceClassification(PreTrainedModel):
             for number in range(config.num_hidden_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = FastDropout(config.dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
@@ -224,8 +275,8 @@ class ScratchForSequenceClassification(PreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        hidden_states = self.dropout(self.token_embedding(input_ids) + self.position_embedding(positions))
+        positions = self.position_embedding.weight[: input_ids.shape[1]]
+        hidden_states = self.dropout(self.token_embedding(input_ids) + positions)
         auxiliary_losses = []
         for layer in self.layers:
             hidden_states, auxiliary_loss = layer(hidden_states, attention_mask)
