@@ -68,6 +68,13 @@ class ModelArguments:
     early_stopping_patience: int = field(
         default=3, metadata={"help": "Epochs without a better validation score before training stops; 0: never."}
     )
+    memory_gb: float | None = field(
+        default=None,
+        metadata={
+            "help": "Train within so much memory (10^9 bytes; the paper's card had 2), by smaller micro-batches and "
+            "gradient checkpointing; the batch of a step stays what it is."
+        },
+    )
     seeds: list[int] | None = field(
         default=None, metadata={"help": "Train every fold once for each of these seeds (default: --seed alone)."}
     )

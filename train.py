@@ -34,6 +34,7 @@ from backbones import BackboneError
 from baseline import Settings
 from data import DataArguments, DataError, load_notes
 from machine import bfloat16_is_fast, describe_machine
+from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from results import (
@@ -55,7 +56,7 @@ logger = logging.getLogger("train")
 # What differs from the defaults of TrainingArguments, for each kind of model; the command line wins. All ours: of
 # these the paper's public text only says that batches had at most 8 notes, for want of memory (2 GB).
 RECIPES = {
-    "frozen": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=8, warmup_steps=0.1),
+    "frozen": dict(learning_rate=3e-3, num_train_epochs=10, per_device_train_batch_size=32, warmup_steps=0.1),
     "lora": dict(learning_rate=5e-4, num_train_epochs=10, per_device_train_batch_size=16, warmup_steps=0.1),
     "full": dict(learning_rate=3e-5, num_train_epochs=10, per_device_train_batch_size=8, warmup_steps=0.1),
     "scratch": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=32, warmup_steps=0.1),
@@ -88,7 +89,7 @@ DECISIVE = (
 ).split()
 
 # The arguments of the model that cannot.
-NOT_DECISIVE = ("seeds", "keep_model", "overwrite", "cache_dir", "features_only")
+NOT_DECISIVE = ("seeds", "keep_model", "overwrite", "cache_dir", "features_only", "memory_gb")
 
 
 class ArgumentError(ValueError):
@@ -393,7 +394,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         train(model_args, data_args, training_args)
         return 0
-    except (ArgumentError, DataError, BackboneError, hub.HubError) as error:
+    except (ArgumentError, DataError, BackboneError, MemoryBudgetError, hub.HubError) as error:
         message = str(error)
     except Exception as error:
         # The message of an unforeseen exception may quote what it choked on, a patient's note included: the frames

@@ -33,6 +33,7 @@ from baseline import Settings, TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import DataArguments, Notes
 from features import FeatureCollator, FrozenFeatures, load_or_compute
+from memory import plan_memory
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
 from models import ModelArguments, build_model, put_encoder_back
 from results import last_complete_checkpoint
@@ -53,6 +54,37 @@ def weighted_loss(
         return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=class_weights)
     losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     return (losses if class_weights is None else losses * class_weights[labels]).mean()
+
+
+def fit_into_memory(
+    budget_gb: float,
+    model: torch.nn.Module,
+    train_notes: datasets.Dataset,
+    collator: WindowCollator,
+    arguments: TrainingArguments,
+):
+    """Choose micro-batch, accumulation and checkpointing in `arguments`, the notes of a step staying as many."""
+    longest = np.argsort(train_notes["length"])[::-1]
+    plan = plan_memory(
+        model.to(arguments.device),
+        lambda count: collator([train_notes[int(note)] for note in np.resize(longest, count)]),
+        arguments.per_device_train_batch_size,
+        arguments.gradient_accumulation_steps,
+        budget_gb,
+        torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None,
+    )
+    arguments.per_device_train_batch_size = plan.micro_batch
+    arguments.per_device_eval_batch_size = plan.micro_batch  # without gradients it needs less
+    arguments.gradient_accumulation_steps = plan.accumulation
+    arguments.gradient_checkpointing = plan.gradient_checkpointing
+    arguments.gradient_checkpointing_kwargs = {"use_reentrant": False}
+    logger.info(
+        "  memory: %d notes at a time, %d times a step%s: %.2f GB expected",
+        plan.micro_batch,
+        plan.accumulation,
+        ", with gradient checkpointing" if plan.gradient_checkpointing else "",
+        plan.expected_gb,
+    )
 
 
 class NoteTrainer(Trainer):
@@ -269,6 +301,8 @@ def train_network(run: Run, split: Split, seed: int, folder: Path, epochs: float
     arguments.push_to_hub = False  # the Trainer would push every checkpoint, pickles included: hub.py pushes the model
     arguments.metric_for_best_model = arguments.metric_for_best_model or SELECTION_METRIC[notes.task]
     arguments.greater_is_better = not arguments.metric_for_best_model.endswith("loss")
+    if model_args.memory_gb and not frozen:
+        fit_into_memory(model_args.memory_gb, model, encoded["train"][0], collator, arguments)
     callbacks = []
     if epochs is not None:
         arguments.eval_strategy, arguments.load_best_model_at_end = "no", False

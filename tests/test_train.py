@@ -303,3 +303,10 @@ def test_launchers(notes_file, tmp_path, launcher, processes):
         assert ((notes.loc[predictions["id"], "label"] == "failure").to_numpy() == (predictions["label"] == 1)).all()
         assert printed.count(f"fold {fold + 1} of 2") == 1  # one process speaks
     assert (output / "model" / "config.json").is_file()
+
+
+def test_a_memory_budget_too_small_is_one_line(notes_file, tmp_path, capsys):
+    arguments = ["--model", "transformer", "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), *SMALL]
+    assert train.main([*arguments, "--memory_gb", "0.001"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: --memory_gb 0.001: training needs 0.0") and "at least" in error

@@ -121,6 +121,20 @@ def test_frozen_checkpoints_hold_the_head_alone(notes_file, tmp_path, encoder_fo
     assert str(encoder_folder) not in (tmp_path / "kept" / "config.json").read_text()
 
 
+def test_a_memory_budget_changes_the_micro_batch_and_not_the_steps(notes_file, tmp_path, caplog):
+    caplog.set_level("INFO")
+    steps = {}
+    for budget in ("100", "0.03"):
+        run, split = run_for(notes_file, tmp_path, "--memory_gb", budget, "--save_total_limit", "9")
+        trained = train_network(run, split, 0, tmp_path / budget)
+        assert len(trained.predict(split.test)) == len(split.test)
+        steps[budget] = {int(path.name.split("-")[1]) for path in (tmp_path / budget).glob("checkpoint-*")}
+    assert steps["100"] == steps["0.03"] != set()
+    assert "memory: 32 notes at a time, 1 times a step" in caplog.text
+    smaller = int(caplog.text.split("memory: ")[2].split(" notes")[0])
+    assert smaller < 32 and f"{32 // smaller} times a step" in caplog.text
+
+
 def test_clock_goes_on_where_the_checkpoint_left_it():
     clock = TrainingClock()
     clock.on_train_begin(None, None, None)
