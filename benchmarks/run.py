@@ -1,0 +1,329 @@
+"""Our ways of training beside the plain ways of the field, timed in turn in one process; ratios, not seconds.
+
+    python benchmarks/run.py                                  # all of it, about a quarter of an hour on two cores
+    python benchmarks/run.py --only moe scratch --repeats 3
+
+Writes benchmarks/results.md, which the README quotes. Notes are the built-in ones, encoders have random weights (the
+arithmetic is the same). "Plain" is the Hugging Face `Trainer` as most scripts have it:
+`AutoModelForSequenceClassification`, float32, batches of 8 in random order, padded to the longest of the batch or to
+256 tokens; `BertForSequenceClassification` of the same dimensions for the small Transformer; the Switch layer of
+`transformers` for the experts. Ratios are medians over repeats, with the smallest and the largest in brackets.
+"""
+# ruff: noqa: E402 (the project's scripts are found only once its folder is on the path)
+
+import argparse
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    CamembertConfig,
+    CamembertModel,
+    DataCollatorWithPadding,
+    SwitchTransformersConfig,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
+
+from data import DataArguments, Notes, load_notes
+from heads import HEADS
+from machine import bfloat16_is_fast, describe_machine
+from scratch_model import FeedForward, ScratchConfig, SwitchFeedForward
+from splits import Split
+from tokenization import train_tokenizer
+from train import parse_arguments
+from trainer import Run, train_network
+
+NOTES = 5444  # of the paper's corpus, to which parts are scaled
+TRAIN_SHARE = 0.68  # of them, in each of 5 folds
+NOTHING_KEPT = "--save_strategy no --eval_strategy no --load_best_model_at_end False".split()
+NOTHING = np.array([], dtype=int)
+
+
+class Bench:
+    """The machine's rates, a corpus, a base-size encoder, and a folder that is deleted at the end."""
+
+    def __init__(self, folder: Path, repeats: int):
+        self.folder, self.repeats = folder, repeats
+        self.notes = load_notes(DataArguments(dataset="synthetic:1600"))
+        self.encoder = folder / "encoder"
+        tokenizer = train_tokenizer(self.notes.texts, "unigram", 6000, 256)
+        tokenizer.save_pretrained(self.encoder)
+        torch.manual_seed(0)
+        self.config = CamembertConfig(  # CamemBERT-bio's dimensions
+            vocab_size=32005,
+            max_position_embeddings=514,
+            type_vocab_size=1,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        CamembertModel(self.config).save_pretrained(self.encoder)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.encoder)
+        self.lengths = np.array(
+            [len(ids) for ids in self.tokenizer(self.notes.texts, truncation=True, max_length=256)["input_ids"]]
+        )
+        self.rates = {dtype: matrix_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}  # operations a second
+
+    def part(self, count: int) -> np.ndarray:
+        """`count` notes spread evenly over the lengths, so that a part is as long on average as the whole."""
+        return np.sort(np.argsort(self.lengths)[np.linspace(0, len(self.lengths) - 1, count).astype(int)])
+
+    def ours(self, rows: np.ndarray, *arguments: str, epochs: float = 1) -> float:
+        """Seconds of training on these notes as train.py does it."""
+        output = tempfile.mkdtemp(dir=self.folder)
+        arguments = [*arguments, "--output_dir", output, "--cache_dir", str(self.folder / "features")]
+        run = Run(*parse_arguments([*arguments, *NOTHING_KEPT]), self.notes)
+        trained = train_network(run, Split(rows, NOTHING, NOTHING), 0, Path(output), epochs)
+        return trained.cost["training_hours"] * 3600
+
+    def plain(self, rows: np.ndarray, model: torch.nn.Module, padding: str | bool, epochs: int = 1) -> float:
+        """Seconds of training on these notes by the Trainer's defaults."""
+        texts = [self.notes.texts[row] for row in rows]
+        encoded = self.tokenizer(texts, truncation=True, max_length=256, padding=padding)
+        dataset = Dataset.from_dict({**encoded, "labels": self.notes.labels[rows].tolist()})
+        arguments = TrainingArguments(
+            output_dir=tempfile.mkdtemp(dir=self.folder),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=8,
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
+        collator = DataCollatorWithPadding(self.tokenizer)
+        trainer = Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=collator)
+        started = time.perf_counter()
+        trainer.train()
+        return time.perf_counter() - started
+
+    def compare(self, plain: Callable[[], float], ours: Callable[[], float]) -> tuple[list[float], float, float]:
+        """Ratios plain / ours over the repeats, in turn, and the median seconds of each."""
+        ours()  # what happens only once (loading, warming up) is nobody's
+        pairs = [(plain(), ours()) for _ in range(self.repeats)]
+        return [a / b for a, b in pairs], *(statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Operations a second of the encoder's largest matrix product, the best of ten."""
+    inputs, layer = torch.randn(2048, 768, dtype=dtype), torch.nn.Linear(768, 3072, dtype=dtype)
+    with torch.inference_mode():
+        return 2 * 2048 * 768 * 3072 / min(timed(lambda: layer(inputs)) for _ in range(10))
+
+
+def timed(action: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def ratio(values: list[float]) -> str:
+    return f"**{statistics.median(values):.3g} x** ({min(values):.3g} to {max(values):.3g})"
+
+
+# ---- what is compared: each gives rows (what, against what, result) ------------------------------------------------
+
+
+def feature_pass(bench: Bench) -> list[tuple]:
+    """The forward pass against the floor: its matrix products at the measured rate of the same run."""
+    bf16 = bfloat16_is_fast()
+    layers, width, wide = bench.config.num_hidden_layers, bench.config.hidden_size, bench.config.intermediate_size
+    operations = 2 * layers * (4 * width * width + 2 * width * wide)  # a token; attention's own, 1 to 2 %, is left out
+    floor = operations / bench.rates[torch.bfloat16 if bf16 else torch.float32]
+    slower, per_token = [], []
+    for number in range(bench.repeats):
+        rows = bench.part(160 + number)  # another number of notes: nothing is found in the cache
+        run = Run(*frozen_arguments(bench, "grn", f"features-{number}"), subset(bench.notes, rows))
+        tokens = len(run.features.states)
+        per_token.append(run.features.hours * 3600 / tokens)
+        slower.append(per_token[-1] / floor)
+    speed = f"{1 / statistics.median(per_token):.0f} tokens/s"
+    against = "the floor: its matrix products at the measured rate"
+    return [("feature pass, base size", against, f"{ratio(slower)} the floor; {speed}")]
+
+
+def frozen_arguments(bench: Bench, head: str, folder: str):
+    output = bench.folder / folder
+    return parse_arguments(["--model", str(bench.encoder), "--head", head, "--output_dir", str(output), *NOTHING_KEPT])
+
+
+def subset(notes: Notes, rows: np.ndarray) -> Notes:
+    chosen = dict(ids=notes.ids[rows], texts=[notes.texts[row] for row in rows], labels=notes.labels[rows])
+    return replace(notes, **chosen, groups=None, given_splits=None)
+
+
+def frozen_heads(bench: Bench) -> list[tuple]:
+    """An epoch of a head on cached hidden states against one of the plain run; then the whole grid of one encoder."""
+    few, all_notes = bench.part(64), bench.notes
+    some = subset(all_notes, bench.part(800))
+    run = Run(*frozen_arguments(bench, "grn", "grid"), some)
+    run.model_args.cache_dir = str(bench.folder / "features")
+    pass_seconds = run.features.hours * 3600 * NOTES / len(some)
+
+    def plain() -> float:
+        """Seconds a note."""
+        bench.notes = all_notes
+        model = AutoModelForSequenceClassification.from_pretrained(bench.encoder, num_labels=2, dtype=torch.float32)
+        model.base_model.requires_grad_(False)
+        return bench.plain(few, model, padding=False) / len(few)
+
+    def ours(head: str) -> float:
+        bench.notes = some
+        return bench.ours(np.arange(len(some)), "--model", str(bench.encoder), "--head", head) / len(some)
+
+    rows, ours_seconds, plain_seconds = [], {}, []
+    for head in HEADS:
+        ratios, plain_note, ours_note = bench.compare(plain, lambda head=head: ours(head))
+        ours_seconds[head] = ours_note
+        plain_seconds.append(plain_note)
+        rows.append((f"an epoch of `{head}` on cached hidden states", "plain frozen, dynamic padding", ratio(ratios)))
+    start_up = min(timed(lambda: subprocess.run([sys.executable, "-c", "import train"], cwd=ROOT)) for _ in range(2))
+    epochs = 5 * 10 * NOTES * TRAIN_SHARE  # notes that a head sees in 5 folds of 10 epochs
+    plain_grid = 5 * epochs * statistics.median(plain_seconds) + 5 * start_up
+    ours_grid = pass_seconds + sum(ours_seconds.values()) * epochs + 5 * start_up
+    rows.append(
+        (
+            f"5 heads x 5 folds x 10 epochs of {NOTES} notes, one encoder; pass and start-up included "
+            f"(scaled from {len(few)} notes plain, {len(some)} ours; training alone, without evaluation)",
+            f"plain: {plain_grid / 3600:.1f} h",
+            f"**{plain_grid / ours_grid:.3g} x**, {ours_grid / 60:.0f} min (pass {pass_seconds / 60:.1f} min)",
+        )
+    )
+    bench.notes = all_notes
+    return rows
+
+
+def scratch(bench: Bench) -> list[tuple]:
+    """The small Transformers from scratch against BERT of the same dimensions."""
+    rows_of_notes = bench.part(800)
+    sizes = ScratchConfig()
+
+    def plain(padding: str | bool) -> Callable[[], float]:
+        def train() -> float:
+            config = BertConfig(
+                vocab_size=6000,
+                hidden_size=sizes.hidden_size,
+                num_hidden_layers=sizes.num_hidden_layers,
+                num_attention_heads=sizes.num_attention_heads,
+                intermediate_size=sizes.intermediate_size,
+            )
+            return bench.plain(rows_of_notes, BertForSequenceClassification(config), padding)
+
+        return train
+
+    rows = []
+    for model in ("transformer", "moe-transformer"):
+        for padding, name in (("max_length", "padded to 256"), (False, "dynamic padding")):
+            ratios, _, seconds = bench.compare(
+                plain(padding), lambda model=model: bench.ours(rows_of_notes, "--model", model)
+            )
+            speed = f"{ratio(ratios)}, {len(rows_of_notes) / seconds:.0f} notes/s"
+            rows.append((f"`{model}`, an epoch", f"BERT of the same size, float32, {name}", speed))
+    return rows
+
+
+def moe(bench: Bench) -> list[tuple]:
+    """One layer of experts, forward and backward, on 32 x 112 tokens."""
+    sizes = ScratchConfig(num_experts=4)
+    inputs = torch.randn(32, 112, sizes.hidden_size)
+    mask = torch.ones(32, 112, dtype=torch.long)
+    ours, dense = SwitchFeedForward(sizes).train(), FeedForward(sizes).train()
+    for parameter in (ours.up_weight, ours.down_weight):
+        torch.nn.init.normal_(parameter, std=0.02)
+    switch = SwitchTransformersSparseMLP(
+        SwitchTransformersConfig(
+            d_model=sizes.hidden_size,
+            d_ff=sizes.intermediate_size,
+            num_experts=4,
+            expert_capacity=int(1.25 * 112 / 4),  # theirs is a row's
+            dense_act_fn="gelu",
+            router_jitter_noise=0.0,  # theirs is added to the layer's input in place
+        )
+    ).train()
+
+    def step(call: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], float]:
+        def run():
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast()):
+                output = call(inputs.clone().requires_grad_())
+            output.float().mean().backward()
+
+        return lambda: sum(timed(run) for _ in range(10)) / 10
+
+    first = lambda output: output[0] if isinstance(output, tuple) else output  # noqa: E731
+    against_switch, _, _ = bench.compare(step(lambda x: first(switch(x))), step(lambda x: first(ours(x, mask))))
+    against_dense, _, _ = bench.compare(step(lambda x: first(dense(x, mask))), step(lambda x: first(ours(x, mask))))
+    slower = [1 / value for value in against_dense]
+    return [
+        (
+            "layer of 4 experts, forward and backward",
+            "`SwitchTransformersSparseMLP`, same precision",
+            ratio(against_switch),
+        ),
+        ("the same", "dense layer with as many active parameters", f"{ratio(slower)} its time"),
+    ]
+
+
+def full(bench: Bench) -> list[tuple]:
+    """Full and LoRA fine-tuning of a base-size encoder."""
+    rows_of_notes = bench.part(32)
+
+    def plain() -> float:
+        model = AutoModelForSequenceClassification.from_pretrained(bench.encoder, num_labels=2, dtype=torch.float32)
+        return bench.plain(rows_of_notes, model, padding=False)
+
+    rows = []
+    for tuning in ("full", "lora"):
+        arguments = ["--model", str(bench.encoder), "--head", "linear", "--tuning", tuning]
+        arguments += ["--per_device_train_batch_size", "8"]
+        ratios, _, seconds = bench.compare(plain, lambda arguments=arguments: bench.ours(rows_of_notes, *arguments))
+        speed = f"{ratio(ratios)}, {len(rows_of_notes) / seconds:.2f} notes/s"
+        rows.append((f"fine-tuning, base size, `{tuning}`", "plain full fine-tuning, dynamic padding", speed))
+    return rows
+
+
+SECTIONS = {"features": feature_pass, "frozen": frozen_heads, "scratch": scratch, "moe": moe, "full": full}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=[*SECTIONS], help="these parts (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="pairs of runs for each ratio (default: 3)")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results.md", help="the table")
+    arguments = parser.parse_args()
+    logging.disable(logging.INFO)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), arguments.repeats)
+        rates = ", ".join(f"{str(d).removeprefix('torch.')} {rate / 1e12:.2f}" for d, rate in bench.rates.items())
+        machine = describe_machine(not torch.cuda.is_available(), bfloat16_is_fast())
+        machine = f"{machine}; matrix products, 10^12 operations a second: {rates}"
+        lines = [machine, "", "| what | against | result |", "|---|---|---|"]
+        print(machine, flush=True)
+        for name in arguments.only:
+            for row in SECTIONS[name](bench):
+                lines.append(f"| {' | '.join(row)} |")
+                print(lines[-1], flush=True)
+    arguments.output.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
