@@ -66,7 +66,8 @@ def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
     assert "no-such" in table and "tfidf" in table
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 6
     assert sorted(path.name for path in (tmp_path / "runs" / "logs").glob("*.log")) == [
-        f"{encoder_folder.name}-grn-frozen.log", "no-such--encoder-grn-frozen.log", "tfidf.log", "transformer.log",
+        f"{encoder_folder.name}-grn-frozen.log", f"features-{encoder_folder.name}.log",
+        "features-no-such--encoder.log", "no-such--encoder-grn-frozen.log", "tfidf.log", "transformer.log",
     ]  # fmt: skip
 
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("result.json")}

@@ -1,0 +1,54 @@
+"""The choice of precision from what the machine says it has, and the line that tells the user."""
+
+import pytest
+import torch
+
+from machine import available_cores, bfloat16_is_fast, describe_machine
+from train import parse_arguments
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A CPU with these features, or a GPU of this compute capability."""
+
+    def pretend(*features, capability=None):
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda: dict.fromkeys(features, True) | {"cpu_name": "CPU X"}
+        )
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU Y")
+
+    return pretend
+
+
+def test_bfloat16_where_the_cpu_has_a_unit_for_it(machine):
+    machine("avx2")
+    assert not bfloat16_is_fast()
+    for feature in ("avx512_bf16", "amx_bf16"):
+        machine("avx2", feature)
+        assert bfloat16_is_fast()
+
+
+def test_bfloat16_by_the_capability_of_the_gpu(machine):
+    machine("avx512_bf16", capability=(7, 5))  # the GPU computes, whatever the CPU can
+    assert not bfloat16_is_fast() and bfloat16_is_fast(use_cpu=True)
+    machine(capability=(8, 0))
+    assert bfloat16_is_fast() and not bfloat16_is_fast(use_cpu=True)
+
+
+def test_the_line_says_what_computes_and_in_which_precision(machine):
+    machine("avx512_bf16", "amx_bf16")
+    threads = f"{torch.get_num_threads()} of {available_cores()} cores"
+    assert describe_machine(True, bf16=True) == f"CPU X, AMX, {threads}; bfloat16"
+    assert describe_machine(True, bf16=False).endswith("float32 (asked for; the other is faster here)")
+    machine(capability=(9, 0))
+    assert describe_machine(False, bf16=True) == "GPU Y; bfloat16"
+
+
+@pytest.mark.parametrize("features, expected", [(["avx512_bf16"], True), (["avx2"], False)])
+def test_training_follows_unless_told_otherwise(machine, features, expected):
+    machine(*features)
+    assert parse_arguments(["--model", "transformer", "--use_cpu"])[2].bf16 == expected
+    assert not parse_arguments(["--model", "transformer", "--use_cpu", "--bf16", "False"])[2].bf16
+    assert not parse_arguments(["--model", "tfidf"])[2].bf16  # so that its result is the same run everywhere
