@@ -212,7 +212,7 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
 
     @classmethod
     def from_encoder(
-        cls, encoder_id: str, *, revision: str | None = None, attn_implementation: str = "sdpa", **config
+        cls, encoder_id: str, *, revision: str | None = None, attn_implementation: str | None = None, **config
     ):
         """Put a new head on the pretrained encoder `encoder_id` (Hub id or folder), in float32.
 
@@ -232,9 +232,8 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
             attn_implementation=attn_implementation,
         )
         # Said again, because a new outer config resets what its encoder's config says of attention.
-        config = EncoderWithHeadConfig(
-            encoder_config=encoder.config, attn_implementation=attn_implementation, **config
-        )
+        chosen = encoder.config._attn_implementation
+        config = EncoderWithHeadConfig(encoder_config=encoder.config, attn_implementation=chosen, **config)
         return cls(config, encoder)
 
     def _init_weights(self, module: nn.Module):

@@ -13,17 +13,20 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AttentionInterface, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from backbones import Backbone, find_backbone, load_config_and_tokenizer, longest_input, resolve_commit
 from data import DataArguments, Notes
 from heads import HEADS, EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, attention_projections
-from scratch_model import ScratchConfig, ScratchForSequenceClassification
+from scratch_model import FastDropout, ScratchConfig, ScratchForSequenceClassification, attend
 from tokenization import train_tokenizer
 
 logger = logging.getLogger("train")
 
 SCRATCH_MODELS = {"transformer": 0, "moe-transformer": 4}  # name -> experts
+OUR_MODELS = (EncoderWithHeadForSequenceClassification, ScratchForSequenceClassification)
 TUNINGS = ("frozen", "lora", "full")
 
 
@@ -196,6 +199,41 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "total_parameters": sum(p.numel() for p in parameters),
     }
+
+
+def written_out_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """`attend` of the small Transformers in the form that `transformers` calls; what it cannot do goes to theirs."""
+    if dropout or key.shape[1] != query.shape[1] or getattr(module, "is_causal", False):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    attended = attend(query, key, value, attention_mask, scaling)  # (rows, attention heads, tokens, width of one)
+    return attended.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("written-out", written_out_attention)
+AttentionMaskInterface.register("written-out", sdpa_mask)
+
+
+def suit_cpu(model: nn.Module):
+    """Replace what takes long on a CPU by what computes the same faster, in place: dropout and attention.
+
+    Of full fine-tuning of a base-size encoder in bfloat16 it takes a fifth of the time away.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                setattr(module, name, FastDropout(child.p))
+        is_encoder = isinstance(module, PreTrainedModel) and not isinstance(module, OUR_MODELS)
+        if is_encoder and module.config._attn_implementation == "sdpa":
+            module.set_attn_implementation("written-out")
 
 
 def add_lora(model: EncoderWithHeadForSequenceClassification, rank: int) -> PeftModel:

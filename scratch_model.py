@@ -42,7 +42,7 @@ class ScratchConfig(PreTrainedConfig):
     thresholds: list[float] | None = None
 
 
-class FastDropout(nn.Module):
+class FastDropout(nn.Dropout):
     """Dropout whose mask costs a CPU little: 16 random bits an element, four elements a draw.
 
     `nn.Dropout` draws a number an element on one core, and compiled with `torch.compile` an even slower one: a quarter
@@ -50,7 +50,7 @@ class FastDropout(nn.Module):
     """
 
     def __init__(self, probability: float):
-        super().__init__()
+        super().__init__(probability)
         self.threshold = round(probability * 2**16)  # of the 65,536 values of 16 bits, so many mean "drop"
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -158,15 +158,26 @@ def grouped_product(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tenso
     return torch.cat([group @ weight for group, weight in zip(rows.split(sizes), weights, strict=True)])
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """Scaled dot-product attention; `query`, `key`, `value` (B, heads, T, D), `visible` (B, 1, 1, T) -> as `query`.
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible: torch.Tensor | None,
+    scale: float | None = None,
+) -> torch.Tensor:
+    """Scaled dot-product attention; `query`, `key`, `value` (B, heads, T, D) -> as `query`.
 
-    Written out for bfloat16 on a CPU, where the gradient of `scaled_dot_product_attention` takes three times as long.
+    `visible`, True where a key may be attended to, is broadcast to (B, heads, T, T); None: everywhere. `scale` is
+    1 / sqrt(D) when left out. Written out for bfloat16 on a CPU, where the gradient of `scaled_dot_product_attention`
+    takes three times as long.
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-    scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5  # (B, heads, T, T)
-    return scores.masked_fill(~visible, -torch.inf).softmax(dim=-1) @ value
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (B, heads, T, T)
+    if visible is not None:
+        # Not minus infinity: a query that sees nothing, which only padding is, would become NaN and stay it.
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1) @ value
 
 
 class ScratchLayer(nn.Module):

@@ -35,7 +35,7 @@ from data import DataArguments, Notes
 from features import FeatureCollator, FrozenFeatures, load_or_compute
 from memory import plan_memory
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
-from models import ModelArguments, build_model, put_encoder_back
+from models import ModelArguments, build_model, put_encoder_back, suit_cpu
 from results import last_complete_checkpoint
 from splits import Split, balanced_class_weights
 
@@ -272,6 +272,8 @@ def train_network(run: Run, split: Split, seed: int, folder: Path, epochs: float
     model, tokenizer, described = build_model(
         model_args, data_args, notes, split.train, folder / "tokenizer", main_first
     )
+    if training_args.device.type == "cpu":
+        suit_cpu(model)
     collator = FeatureCollator(run.features) if frozen else WindowCollator(tokenizer)
 
     def encode(rows: np.ndarray) -> tuple[datasets.Dataset, np.ndarray]:

@@ -156,7 +156,7 @@ def feature_pass(bench: Bench) -> list[tuple]:
     slower, per_token = [], []
     for number in range(bench.repeats):
         before = matrix_rate(dtype)
-        rows = bench.part(160 + number)  # another number of notes: nothing is found in the cache
+        rows = bench.part(800 + number)  # another number of notes: nothing is found in the cache
         run = Run(*frozen_arguments(bench, "grn", f"features-{number}"), subset(bench.notes, rows))
         tokens = len(run.features.states)
         per_token.append(run.features.hours * 3600 / tokens)
@@ -297,7 +297,7 @@ def moe(bench: Bench) -> list[tuple]:
 
 def full(bench: Bench) -> list[tuple]:
     """Full and LoRA fine-tuning of a base-size encoder."""
-    rows_of_notes = bench.part(32)
+    rows_of_notes = bench.part(64)
 
     def plain() -> float:
         model = AutoModelForSequenceClassification.from_pretrained(bench.encoder, num_labels=2, dtype=torch.float32)
