@@ -129,6 +129,12 @@ class Notes:
             digest.update(json.dumps([] if column is None else list(map(str, column))).encode())
         return digest.hexdigest()[:16]
 
+    def select(self, rows: np.ndarray) -> "Notes":
+        """These notes alone, in this order."""
+        texts = [self.texts[row] for row in rows]
+        groups, given = (None if column is None else column[rows] for column in (self.groups, self.given_splits))
+        return Notes(self.name, self.task, self.class_names, self.ids[rows], texts, self.labels[rows], groups, given)
+
     def count_labels(self, indices: np.ndarray) -> dict[str, int]:
         """Notes per class among `indices`; a multi-label note counts once for each of its labels."""
         if self.task == "multi-label":

@@ -69,9 +69,13 @@ RESULT = {
     | dict.fromkeys(["trainable_parameters", "total_parameters"], int),
     "metrics": {"collapsed": bool},
     "cost": dict.fromkeys(["training_hours", "feature_hours"], NUMBER)
-    | dict.fromkeys(["evaluation_seconds", "peak_memory_mb"], NUMBER_OR_NONE),
+    | dict.fromkeys(["evaluation_seconds", "peak_memory_mb", "epochs"], NUMBER_OR_NONE),
     "environment": {"git_commit": TEXT, "git_dirty": bool | None, "python": str, "packages": dict, "hardware": dict},
 }
+
+
+ESTIMATE = {"runs": dict}
+ESTIMATE_OF_RUN = dict.fromkeys(["training_hours", "training_hours_an_epoch"], NUMBER) | {"epochs": NUMBER_OR_NONE}
 
 
 def main() -> int:
@@ -81,6 +85,7 @@ def main() -> int:
     failures = read_files(args.folders, "failed.json", read_failure, damaged)
     failures = pd.DataFrame(failures, columns=[*CELL, "run_id", "failed", "path"])
     plans = read_files(args.folders, "plan.tsv", read_plan, damaged)
+    estimates = read_files(args.folders, "estimate.json", read_estimate, damaged)
     for line in damaged:
         print(f"evaluate.py: left out: {line}", file=sys.stderr)
     if results.empty:
@@ -95,7 +100,9 @@ def main() -> int:
     missing = find_missing(plans, pd.concat([results, failures]))
     cells = report.in_paper_order(aggregate(results, failures, missing))
     command = shlex.join(["python", "evaluate.py", *map(str, args.folders), "--output", str(args.output)])
-    report.write_report(args.output, cells, results, args.average, damaged, f"{command} --average {args.average}")
+    command = f"{command} --average {args.average}"
+    estimated = compare_estimates(estimates, results)
+    report.write_report(args.output, cells, results, estimated, args.average, damaged, command)
 
     for dataset, rows in cells.groupby("dataset", sort=False):
         print(f"\n{dataset}\n{report.results_table(rows, args.average, 'simple')}")
@@ -170,6 +177,13 @@ def read_plan(path: Path) -> dict:
     return {"runs": [dict(zip(["run_id", *CELL[1:]], row, strict=True)) for row in rows]}
 
 
+def read_estimate(path: Path) -> dict:
+    """What estimate.py expected of each run, by run id."""
+    runs = load_json(path, "estimated", ESTIMATE)["runs"]
+    check_fields(runs, dict.fromkeys(runs, ESTIMATE_OF_RUN), "runs.")
+    return {"runs": runs}
+
+
 def load_json(path: Path, status: str, schema: dict) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -237,6 +251,28 @@ def find_missing(plans: list[dict], seen: pd.DataFrame) -> pd.DataFrame:
         planned = [run for run in plan["runs"] if run["run_id"] not in set(beneath.run_id)]
         missing += [run | {"dataset": dataset, "missing": run["run_id"]} for run in planned]
     return pd.DataFrame(missing, columns=[*CELL, "missing"])
+
+
+def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFrame:
+    """One row a finished run that was estimated: training hours expected beforehand and measured.
+
+    Early stopping makes a run shorter than the estimate, which counts every epoch: `expected_for_epochs` is what the
+    estimate gives for the epochs that were run, and `off` by which share the measured hours differ from that.
+    """
+    rows = []
+    for estimate in estimates:
+        beneath = results[[path.is_relative_to(estimate["path"].parent) for path in results.path]]
+        for run_id, folds in beneath.groupby("run_id", sort=False):
+            expected = estimate["runs"].get(run_id)
+            if expected is None:
+                continue
+            measured, at_most = folds.training_hours.sum(), expected["training_hours"]
+            for_epochs = at_most
+            if expected["epochs"] is not None:
+                for_epochs = expected["training_hours_an_epoch"] * folds.epochs.astype(float).sum()
+            off = measured / for_epochs - 1 if for_epochs else None
+            rows.append([run_id, at_most, for_epochs, measured, off])
+    return pd.DataFrame(rows, columns=["run_id", "at_most", "expected_for_epochs", "measured", "off"])
 
 
 def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFrame) -> pd.DataFrame:

@@ -80,16 +80,25 @@ def shown_model(cell: pd.Series) -> str:
 
 
 def write_report(
-    folder: Path, cells: pd.DataFrame, results: pd.DataFrame, average: str, damaged: list[str], command: str
+    folder: Path,
+    cells: pd.DataFrame,
+    results: pd.DataFrame,
+    estimated: pd.DataFrame,
+    average: str,
+    damaged: list[str],
+    command: str,
 ) -> None:
     """Writes results.csv, results.md, f1_vs_hours.svg and f1_vs_hours.png to the folder.
 
+    `estimated` is one row a run whose hours were estimated beforehand (evaluate.py says what its columns are);
     `average` is the average of precision, recall and F1 to show (the CSV has them all), `damaged` a line for each file
     that could not be used, `command` what to type to make the report again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells.to_csv(folder / "results.csv", index=False)
-    (folder / "results.md").write_text(markdown_report(cells, results, average, damaged, command), encoding="utf-8")
+    (folder / "results.md").write_text(
+        markdown_report(cells, results, estimated, average, damaged, command), encoding="utf-8"
+    )
     # text stays text in the SVG (searchable, sharp), and the same results give the same file
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frugal-notes"}):
         figure = draw_figure(cells, average)
@@ -133,6 +142,18 @@ def results_table(cells: pd.DataFrame, average: str, style: str) -> str:
     )
 
 
+def estimates_table(estimated: pd.DataFrame) -> str:
+    total = estimated[["at_most", "expected_for_epochs", "measured"]].sum()
+    total["off"] = total.measured / total.expected_for_epochs - 1 if total.expected_for_epochs else None
+    rows = [
+        [run_id, *(number(row[column], ".3g") for column in ("at_most", "expected_for_epochs", "measured"))]
+        + [number(row.off, "+.0%")]
+        for run_id, row in [*((row.run_id, row) for _, row in estimated.iterrows()), ("all of them", total)]
+    ]
+    headers = ["Run", "At most", "For the epochs run", "Measured", "Off by"]
+    return tabulate(rows, headers=headers, tablefmt="pipe", disable_numparse=True, colalign=["left", *["right"] * 4])
+
+
 def mean_and_sd(cell: pd.Series, score: str) -> str:
     mean, sd = cell[f"{score}_mean"], cell[f"{score}_sd"]
     return number(mean, ".3f") if pd.isna(sd) else f"{mean:.3f} ± {sd:.3f}"
@@ -173,7 +194,14 @@ def list_problems(cells: pd.DataFrame) -> list[str]:
 # --------------------------------------------------------------------------------------------------------- Markdown
 
 
-def markdown_report(cells: pd.DataFrame, results: pd.DataFrame, average: str, damaged: list[str], command: str) -> str:
+def markdown_report(
+    cells: pd.DataFrame,
+    results: pd.DataFrame,
+    estimated: pd.DataFrame,
+    average: str,
+    damaged: list[str],
+    command: str,
+) -> str:
     parts = [
         "# Results",
         "Scores are on the test folds, mean ± sample standard deviation over folds and seeds (no ± for one fold). "
@@ -197,6 +225,13 @@ def markdown_report(cells: pd.DataFrame, results: pd.DataFrame, average: str, da
         "For orientation only: a private corpus (5,444 notes of one hospital, binary), averaging not stated, other "
         "hardware, so not comparable cell by cell. These are all the numbers that are public to us."
     )
+    if len(estimated):
+        parts.append("## Hours, estimated beforehand and measured")
+        parts.append(
+            "Of training, all folds. The estimate counts every epoch; early stopping ends some runs sooner, so the "
+            "measured hours are compared with what the estimate gives for the epochs that were run."
+        )
+        parts.append(estimates_table(estimated))
     if damaged:
         parts.append("## Files left out\n\n" + "\n".join(f"- {line}" for line in damaged))
     parts.append(f"## How to make this report again\n\n```\n{command}\n```")

@@ -10,7 +10,7 @@
 #   --folds N          cross-validation folds (default: 5)          --jobs N       runs at a time (default: as many
 #                                                                                as cores and memory carry)
 #   --output DIR       runs, logs, plan (default: runs)             --report DIR   table and figure (default: report)
-#   --dry-run          print the plan and stop                      --demo         see above
+#   --dry-run          print the plan with the hours it will take, from a short probe of each kind of run, and stop
 # Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size.
 # A run that fails does not stop the others; what is finished is kept when the command is given again.
 set -euo pipefail
@@ -95,11 +95,10 @@ done
 echo "${#plan[@]} runs of ${folds} folds on ${dataset}, ${jobs} at a time" \
   "(threads each: ${OMP_NUM_THREADS} of ${cores}, ${memory} GB free), into ${output}/"
 if ${dry_run}; then
-  for line in $'run\tmodel\thead\ttuning' "${plan[@]}"; do
-    IFS=$'\t' read -r id model head tuning <<< "${line}"
-    printf '%-40s %-30s %-15s %s\n' "${id}" "${model}" "${head}" "${tuning}"
-  done
-  exit 0
+  if ${demo}; then printf '%s\n' "${plan[@]}"; exit 0; fi  # its encoders are not made yet: nothing to probe
+  printf '%s\n' "${plan[@]}" | python estimate.py --jobs "${jobs}" --estimate "${output}/estimate.json" \
+    --dataset "${dataset}" --folds "${folds}" "${extra[@]}"
+  exit
 fi
 mkdir -p "${output}/logs"
 printf '%s\n' "${plan[@]}" > "${output}/plan.tsv"

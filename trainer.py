@@ -6,7 +6,7 @@ Knows nothing of folds, of result files or of the Hub.
 import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -260,7 +260,14 @@ def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> 
     )
 
 
-def train_network(run: Run, split: Split, seed: int, folder: Path, epochs: float | None = None) -> Trained:
+def train_network(
+    run: Run,
+    split: Split,
+    seed: int,
+    folder: Path,
+    epochs: float | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trained:
     """Train by the Hugging Face Trainer, resuming from the last checkpoint in `folder` if there is one.
 
     With `epochs`, it trains for so long and selects nothing: `split.validation` is then not looked at.
@@ -305,7 +312,7 @@ def train_network(run: Run, split: Split, seed: int, folder: Path, epochs: float
     arguments.greater_is_better = not arguments.metric_for_best_model.endswith("loss")
     if model_args.memory_gb and not frozen:
         fit_into_memory(model_args.memory_gb, model, encoded["train"][0], collator, arguments)
-    callbacks = []
+    callbacks = [*callbacks]
     if epochs is not None:
         arguments.eval_strategy, arguments.load_best_model_at_end = "no", False
         callbacks.append(StopAfterEpoch(epochs))

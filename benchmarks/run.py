@@ -46,7 +46,7 @@ from transformers import (
 )
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
 
-from data import DataArguments, Notes, load_notes
+from data import DataArguments, load_notes
 from heads import HEADS
 from machine import bfloat16_is_fast, describe_machine
 from scratch_model import FeedForward, ScratchConfig, SwitchFeedForward
@@ -157,7 +157,7 @@ def feature_pass(bench: Bench) -> list[tuple]:
     for number in range(bench.repeats):
         before = matrix_rate(dtype)
         rows = bench.part(800 + number)  # another number of notes: nothing is found in the cache
-        run = Run(*frozen_arguments(bench, "grn", f"features-{number}"), subset(bench.notes, rows))
+        run = Run(*frozen_arguments(bench, "grn", f"features-{number}"), bench.notes.select(rows))
         tokens = len(run.features.states)
         per_token.append(run.features.hours * 3600 / tokens)
         slower.append(per_token[-1] * max(before, matrix_rate(dtype)) / operations)
@@ -171,15 +171,10 @@ def frozen_arguments(bench: Bench, head: str, folder: str):
     return parse_arguments(["--model", str(bench.encoder), "--head", head, "--output_dir", str(output), *NOTHING_KEPT])
 
 
-def subset(notes: Notes, rows: np.ndarray) -> Notes:
-    chosen = dict(ids=notes.ids[rows], texts=[notes.texts[row] for row in rows], labels=notes.labels[rows])
-    return replace(notes, **chosen, groups=None, given_splits=None)
-
-
 def frozen_heads(bench: Bench) -> list[tuple]:
     """An epoch of a head on cached hidden states against one of the plain run; then the whole grid of one encoder."""
     few, all_notes = bench.part(64), bench.notes
-    some = subset(all_notes, bench.part(800))
+    some = all_notes.select(bench.part(800))
     run = Run(*frozen_arguments(bench, "grn", "grid"), some)
     run.model_args.cache_dir = str(bench.folder / "features")
     pass_seconds = run.features.hours * 3600 * NOTES / len(some)

@@ -1,6 +1,7 @@
 """The command reads, checks and averages result files; imported by name, evaluate.py gives way to the library."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -64,6 +65,31 @@ def test_script_is_our_command():
     done = python("evaluate.py", "--help")
     assert done.returncode == 0, done.stderr
     assert "--average {macro,weighted,positive,micro}" in done.stdout
+
+
+def test_estimate_is_compared_with_what_was_measured(runs, evaluate):
+    for fold, epochs in enumerate([2, 4]):
+        write_result(runs, "a-run", fold=fold, cost__training_hours=0.5, cost__epochs=epochs)
+    write_result(runs, "tfidf", cost__training_hours=0.3, cost__epochs=None, run__model="tfidf")
+    write_result(runs, "unforeseen", run__model="other")
+    expected = {
+        "a-run": {"training_hours": 4.0, "training_hours_an_epoch": 0.2, "epochs": 10},
+        "tfidf": {"training_hours": 0.2, "training_hours_an_epoch": 0.2, "epochs": None},
+        "never-run": {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "epochs": 10},
+    }
+    content = {"schema_version": 1, "status": "estimated", "runs": expected, "wall_hours": 4.0}
+    (runs / "estimate.json").write_text(json.dumps(content))
+    evaluate()
+    table = (runs.parent / "report" / "results.md").read_text().split("## Hours, estimated")[1]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    assert cells[1:] == [
+        ["a-run", "4", "1.2", "1", "-17%"],  # 6 epochs of 0.2 hours
+        ["tfidf", "0.2", "0.2", "0.3", "+50%"],
+        ["all of them", "4.2", "1.4", "1.3", "-7%"],
+    ]
+    (runs / "estimate.json").write_text(json.dumps(content | {"runs": {"a-run": {}}}))
+    code, _, complaints, _ = evaluate()
+    assert code == 1 and "estimate.json: lacks runs.a-run.training_hours" in complaints
 
 
 def test_mean_sd_and_hours(runs, evaluate):

@@ -23,18 +23,25 @@ def run_all(*arguments):
     )
 
 
-def test_plan_of_the_paper_and_filters():
-    whole = run_all("--dry-run")
+def test_plan_of_the_paper():
+    whole = run_all("--demo", "--dry-run", "--tuning", "frozen,lora,full", "--folds", 5)
     assert whole.returncode == 0 and whole.stdout.startswith("48 runs of 5 folds on synthetic")
-    assert whole.stdout.count("-grn-frozen") == 3 and whole.stdout.count("-lora") == 15
-    some = run_all("--dry-run", "--models", "tfidf,drbert", "--heads", "grn,linear", "--tuning", "full", "--jobs", "2")
-    assert some.stdout.startswith("3 runs of 5 folds on synthetic, 2 at a time")
-    assert [line.split()[0] for line in some.stdout.splitlines()[2:]] == [
-        "tfidf",
-        "drbert-grn-full",
-        "drbert-linear-full",
-    ]
-    assert not (ROOT / "runs" / "plan.tsv").exists()
+    assert whole.stdout.count("-grn-frozen") == 3 and whole.stdout.count("-lora\t") == 15
+    assert not (ROOT / "runs-demo" / "plan.tsv").exists()
+
+
+def test_filters_and_the_hours_beforehand(notes_file, tmp_path):
+    # fmt: off
+    some = run_all(
+        "--dry-run", "--models", "tfidf,drbert", "--heads", "grn,linear", "--tuning", "full", "--jobs", 2,
+        "--dataset", notes_file, "--output", tmp_path / "runs",
+    )
+    # fmt: on
+    assert some.returncode == 0 and some.stdout.startswith("3 runs of 5 folds on")
+    names = [line.split()[0] for line in some.stdout.splitlines() if line.startswith(("tfidf ", "drbert-"))]
+    assert names == ["tfidf", "drbert-grn-full", "drbert-linear-full"]
+    assert "in all at most" in some.stdout and "2 runs without an estimate left out" in some.stdout
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["estimate.json"]
 
 
 def test_mistakes_are_one_line():
@@ -56,6 +63,7 @@ def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
         "--jobs", 2, "--group_column", "patient", "--max_length", 48, "--vocab_size", 400, "--num_train_epochs", 1,
     ]
     # fmt: on
+    assert run_all(*arguments, "--dry-run").returncode == 0
     done = run_all(*arguments)
     assert done.returncode == 1  # because one encoder cannot be had; everything else is there
     assert "4 runs of 2 folds" in done.stdout
@@ -64,6 +72,8 @@ def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
     results = pd.read_csv(tmp_path / "report" / "results.csv")
     assert len(results) == 4 and results["f1_macro_mean"].notna().sum() == 3
     assert "no-such" in table and "tfidf" in table
+    hours = table.split("## Hours, estimated beforehand and measured")[1]
+    assert f"| {encoder_folder.name}-grn-frozen |" in hours and "| all of them" in hours
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 6
     assert sorted(path.name for path in (tmp_path / "runs" / "logs").glob("*.log")) == [
         f"{encoder_folder.name}-grn-frozen.log", f"features-{encoder_folder.name}.log",

@@ -1,0 +1,237 @@
+"""How long a grid will take, before it runs: a short probe of each kind of run, scaled to all notes, folds and epochs.
+
+    bash run_all.sh --dataset notes.csv --dry-run
+    python estimate.py --jobs 2 --dataset notes.csv --folds 5 < runs/plan.tsv    # any argument of train.py may follow
+
+The probe is the real thing on a few notes, spread evenly over labels and lengths: the same model, Trainer, batches
+and precision, with the seconds of training, of evaluation and of writing a checkpoint counted apart, because they grow
+with different things. Runs of like arithmetic share a probe. Every epoch is counted, so an estimate is an upper bound
+where early stopping ends a run sooner. It is left in estimate.json; `evaluate.py` reports how far off it was.
+"""
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import argparse
+import copy
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from tabulate import tabulate
+from transformers import TrainerCallback
+
+from backbones import BackboneError, find_backbone, load_config_and_tokenizer
+from data import DataArguments, Notes, load_notes
+from machine import available_cores
+from models import TUNINGS, prepare_encoder
+from results import SCHEMA_VERSION, write_json
+from splits import Split, draw_splits
+from train import parse_arguments
+from trainer import Run, train_baseline, train_network
+
+PLAN = ("run_id", "model", "head", "tuning")  # the columns of the plan of run_all.sh
+PROBE_STEPS = 8  # of the optimiser in an epoch of the probe
+PROBE_EPOCHS = 2  # the first one warms up, the second is counted
+PROBE_NOTES = 64  # that the probe evaluates on
+BASELINE_NOTES = 1000  # that the baseline is fitted to
+
+
+@dataclass
+class Speed:
+    """What a probe measured, in seconds."""
+
+    training: float = 0.0  # a training note, once
+    evaluation: float = 0.0  # a note
+    saving: float = 0.0  # an epoch's checkpoint
+    setting_up: float = 0.0  # a fold: the model, the tokenizer
+    features: float = 0.0  # a note, in the encoder's one pass over the corpus
+
+    def epoch(self, split: Split) -> float:
+        return self.training * len(split.train) + self.evaluation * len(split.validation) + self.saving
+
+
+class PhaseClock(TrainerCallback):
+    """Seconds that the last epoch trained, evaluated and saved."""
+
+    training = evaluation = saving = 0.0
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self.mark = now - self.mark, now
+        return seconds
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.mark = time.perf_counter()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.training = self.lap()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.evaluation = self.lap()
+
+    def on_save(self, args, state, control, **kwargs):
+        self.saving = self.lap()
+
+
+def spread_evenly(notes: Notes, count: int) -> np.ndarray:
+    """`count` notes (with repeats if there are fewer) with about the corpus's shares of labels and lengths."""
+    label = notes.labels if notes.labels.ndim == 1 else notes.labels.argmax(axis=1)
+    order = np.lexsort([[len(text) for text in notes.texts], label])
+    return order[np.linspace(0, len(order) - 1, count).round().astype(int)]
+
+
+def probe(run: Run, folder: Path) -> Speed:
+    """Train on a few of the run's notes, as the run would; what that leaves goes to `folder`."""
+    model_args, arguments = copy.copy(run.model_args), copy.copy(run.training_args)
+    is_baseline = model_args.kind == "baseline"
+    count = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * PROBE_STEPS
+    count = BASELINE_NOTES if is_baseline else count
+    rows = spread_evenly(run.notes, count + PROBE_NOTES)
+    held_out = np.linspace(0, len(rows) - 1, PROBE_NOTES).round().astype(int)  # of all lengths, as the others
+    split = Split(np.setdiff1d(np.arange(len(rows)), held_out), held_out, np.array([], dtype=int))
+    arguments.output_dir, arguments.num_train_epochs, arguments.max_steps = str(folder), PROBE_EPOCHS, -1
+    model_args.cache_dir = str(folder / "features")
+    run = replace(run, model_args=model_args, training_args=arguments, notes=run.notes.select(rows))
+    if is_baseline:
+        return Speed(training=train_baseline(run, split).cost["training_hours"] * 3600 / count)
+
+    speed = Speed()
+    if model_args.kind == "frozen":
+        threads = torch.get_num_threads()
+        torch.set_num_threads(available_cores())  # run_all.sh computes the hidden states with all of them
+        speed.features = run.features.hours * 3600 / len(rows)
+        torch.set_num_threads(threads)
+    clock = PhaseClock()
+    with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
+        started = time.perf_counter()
+        trained = train_network(run, split, 0, Path(checkpoints), callbacks=[clock])
+        speed.setting_up = time.perf_counter() - started - trained.cost["training_hours"] * 3600
+    speed.training, speed.evaluation = clock.training / count, clock.evaluation / PROBE_NOTES
+    speed.saving = clock.saving
+    return speed
+
+
+def kind_of_probe(run: Run) -> tuple:
+    """Runs with the same one take the same time: where the encoder is trained, its head hardly counts."""
+    model_args = run.model_args
+    if model_args.kind not in TUNINGS:
+        return (model_args.model,)
+    config, _ = load_config_and_tokenizer(find_backbone(model_args.model, model_args.model_revision))
+    shape = tuple(getattr(config, name, None) for name in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+    return (model_args.kind, shape, model_args.head if model_args.kind == "frozen" else None)
+
+
+def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> dict:
+    """Hours of one run over all its folds and seeds, as it goes into estimate.json."""
+    arguments, folds = run.training_args, len(splits) * len(run.model_args.seeds)
+    if run.model_args.kind == "baseline":
+        epochs, an_epoch = None, sum(speed.training * len(split.train) for split in splits)
+        training = an_epoch * len(run.model_args.seeds)
+    else:
+        epochs = arguments.num_train_epochs
+        if arguments.max_steps > 0:
+            batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+            epochs = arguments.max_steps * batch / np.mean([len(split.train) for split in splits])
+        an_epoch = sum(speed.epoch(split) for split in splits)
+        training = epochs * an_epoch * len(run.model_args.seeds)
+    predicted = sum(len(split.validation) + len(split.test) for split in splits) * len(run.model_args.seeds)
+    seconds = training + speed.evaluation * predicted + speed.setting_up * folds + start_up
+    return {
+        "hours": seconds / 3600,
+        "training_hours": training / 3600,
+        "training_hours_an_epoch": an_epoch / len(splits) / 3600,
+        "feature_hours": speed.features * len(run.notes) / 3600,
+        "epochs": epochs,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--estimate", type=Path, default=Path("runs/estimate.json"), help="where the estimate goes")
+    args, of_train = parser.parse_known_args()
+    logging.basicConfig(format="%(message)s", level=logging.ERROR)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    plan = [dict(zip(PLAN, line.rstrip("\n").split("\t"), strict=True)) for line in sys.stdin]
+    try:
+        estimates, problems = estimate_all(plan, of_train)
+    except ValueError as error:  # of the arguments or the notes: it concerns every run
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+    rows = []
+    for line in plan:
+        known = estimates.get(line["run_id"])
+        rows.append([*line.values(), f"{known['hours']:.2g}" if known else "-", problems.get(line["run_id"], "")])
+    print(tabulate(rows, headers=[*PLAN, "hours, at most", ""], disable_numparse=True))
+    passes = {}  # one for all heads of an encoder
+    for line in plan:
+        hours = estimates.get(line["run_id"], {}).get("feature_hours", 0.0)
+        passes[line["model"]] = max(hours, passes.get(line["model"], 0.0))
+    wall = sum(known["hours"] for known in estimates.values()) / args.jobs + sum(passes.values())
+    if any(passes.values()):
+        print(
+            f"and {sum(passes.values()):.2g} h for the hidden states of frozen encoders, which heads and folds share"
+        )
+    left_out = f"; {len(problems)} runs without an estimate left out" if problems else ""
+    print(f"in all at most {wall:.2g} h, {args.jobs} at a time; early stopping ends some runs sooner{left_out}")
+    content = {"schema_version": SCHEMA_VERSION, "status": "estimated", "wall_hours": wall, "runs": estimates}
+    write_json(args.estimate, content)
+    return 0
+
+
+def estimate_all(plan: list[dict], of_train: list[str]) -> tuple[dict[str, dict], dict[str, str]]:
+    """For each run of the plan, by its id: the estimate, or why there is none.
+
+    Raises:
+        ValueError: what train.py would say of the arguments or the notes.
+    """
+    start_up = min(timed_import() for _ in range(2))
+    corpus, speeds, estimates, problems = None, {}, {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, line in enumerate(plan, start=1):
+            print(f"probing: {number} of {len(plan)} ", end="\r", file=sys.stderr, flush=True)
+            head = [] if line["head"] == "-" else ["--head", line["head"], "--tuning", line["tuning"]]
+            model_args, data_args, training_args = parse_arguments(["--model", line["model"], *head, *of_train])
+            corpus = corpus or load_corpus(data_args)
+            notes, splits = corpus
+            run = Run(model_args, data_args, training_args, notes)
+            try:
+                if model_args.kind in TUNINGS:
+                    prepare_encoder(model_args, data_args)
+                kind = kind_of_probe(run)
+                if kind not in speeds:
+                    speeds[kind] = probe(run, Path(folder))
+            except BackboneError as error:
+                problems[line["run_id"]] = str(error)
+                continue
+            estimates[line["run_id"]] = estimate(run, splits, speeds[kind], start_up)
+    return estimates, problems
+
+
+def load_corpus(data_args: DataArguments) -> tuple[Notes, list[Split]]:
+    notes = load_notes(data_args)
+    return notes, draw_splits(notes, data_args)
+
+
+def timed_import() -> float:
+    """Seconds that a process of train.py takes before it reads a note."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import train"], cwd=Path(__file__).parent, check=True)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The estimate of a grid: what is scaled by what, who shares a probe, what is said of a run that cannot be probed."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from conftest import invent_notes
+
+import estimate as command
+from data import DataArguments, load_notes
+from estimate import Speed, estimate, kind_of_probe, spread_evenly
+from splits import Split
+from train import parse_arguments
+from trainer import Run
+
+SPEED = Speed(training=2.0, evaluation=0.5, saving=10.0, setting_up=100.0, features=0.25)
+SPLITS = [Split(np.arange(60), np.arange(60, 80), np.arange(80, 90))] * 3
+
+
+@pytest.fixture
+def a_run(notes_file):
+    def build(*arguments):
+        parsed = parse_arguments([*arguments, "--dataset", str(notes_file), "--use_cpu"])
+        return Run(*parsed, load_notes(parsed[1]))
+
+    return build
+
+
+def test_each_cost_grows_with_what_it_grows_with(a_run):
+    run = a_run("--model", "transformer", "--num_train_epochs", "4", "--seeds", "1", "2")
+    known = estimate(run, SPLITS, SPEED, start_up=8)
+    epoch = 60 * 2.0 + 20 * 0.5 + 10.0
+    training = 2 * 3 * 4 * epoch  # seeds, folds, epochs
+    assert known["training_hours_an_epoch"] == pytest.approx(epoch / 3600)
+    assert known["training_hours"] == pytest.approx(training / 3600)
+    # then, for each fold and seed, validation and test are predicted once more
+    assert known["hours"] == pytest.approx((training + 6 * (30 * 0.5 + 100) + 8) / 3600)
+    assert known["feature_hours"] == pytest.approx(90 * 0.25 / 3600)
+    assert known["epochs"] == 4
+
+
+def test_a_limit_of_steps_is_a_number_of_epochs(a_run):
+    run = a_run("--model", "transformer", "--max_steps", "30", "--per_device_train_batch_size", "4")
+    assert estimate(run, SPLITS, SPEED, 0)["epochs"] == 30 * 4 / 60
+
+
+def test_who_shares_a_probe(a_run, encoder_folder):
+    def kind(*arguments):
+        return kind_of_probe(a_run(*arguments))
+
+    encoder = ["--model", str(encoder_folder), "--tuning"]
+    assert kind("--model", "tfidf") != kind("--model", "transformer") != kind("--model", "moe-transformer")
+    assert kind(*encoder, "full", "--head", "grn") == kind(*encoder, "full", "--head", "linear")
+    assert kind(*encoder, "frozen", "--head", "grn") != kind(*encoder, "frozen", "--head", "linear")
+    assert kind(*encoder, "full") != kind(*encoder, "lora")
+
+
+def test_a_probe_has_the_labels_and_lengths_of_the_corpus(tmp_path):
+    frame = invent_notes(300)
+    frame["text"] = [text + " Stable." * (number % 40) for number, text in enumerate(frame["text"])]
+    frame.to_csv(tmp_path / "notes.csv", index=False)
+    notes = load_notes(DataArguments(dataset=str(tmp_path / "notes.csv")))
+    part = notes.select(spread_evenly(notes, 60))
+    assert len(part) == len(set(part.ids)) == 60
+    assert part.labels.mean() == pytest.approx(notes.labels.mean(), abs=0.02)
+    assert np.mean([*map(len, part.texts)]) == pytest.approx(np.mean([*map(len, notes.texts)]), rel=0.05)
+    assert part.texts == [notes.texts[int(name[1:])] for name in part.ids]
+    assert len(spread_evenly(notes, 700)) == 700  # more than there are: some twice
+
+
+@pytest.fixture
+def run_command(monkeypatch, capsys, tmp_path):
+    def run(plan, *arguments):
+        monkeypatch.setattr(command, "timed_import", lambda: 8.0)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join("\t".join(line) + "\n" for line in plan)))
+        path = tmp_path / "runs" / "estimate.json"
+        monkeypatch.setattr(sys, "argv", ["estimate.py", "--estimate", str(path), *map(str, arguments)])
+        status = command.main()
+        printed, complaints = capsys.readouterr()
+        return status, printed, complaints, json.loads(path.read_text()) if path.exists() else None
+
+    return run
+
+
+def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder):
+    encoder = str(encoder_folder)
+    plan = [
+        ("tfidf", "tfidf", "-", "-"),
+        ("transformer", "transformer", "-", "-"),
+        ("enc-adapter-frozen", encoder, "adapter", "frozen"),
+        ("enc-grn-lora", encoder, "grn", "lora"),
+        ("enc-adapter-lora", encoder, "adapter", "lora"),
+        ("no-such-grn-full", "no-such/encoder", "grn", "full"),
+    ]
+    # fmt: off
+    status, printed, _, content = run_command(
+        plan, "--dataset", notes_file, "--folds", 2, "--jobs", 2, "--max_length", 48, "--vocab_size", 400,
+        "--per_device_train_batch_size", 4, "--use_cpu",
+    )
+    # fmt: on
+    assert status == 0
+    runs = content["runs"]
+    assert [*runs] == [name for name, *_ in plan[:-1]]
+    assert all(run["hours"] > run["training_hours"] > 0 for run in runs.values())
+    assert runs["enc-adapter-frozen"]["feature_hours"] > 0 == runs["enc-grn-lora"]["feature_hours"]
+    assert runs["enc-grn-lora"]["training_hours"] == runs["enc-adapter-lora"]["training_hours"]  # one probe for both
+    expected = sum(run["hours"] for run in runs.values()) / 2 + runs["enc-adapter-frozen"]["feature_hours"]
+    assert content["wall_hours"] == pytest.approx(expected)
+    assert "no-such/encoder is not in the cache" in printed and "1 runs without an estimate left out" in printed
+
+
+def test_a_mistake_is_one_line(run_command, tmp_path):
+    status, printed, complaints, content = run_command(
+        [("transformer", "transformer", "-", "-")], "--dataset", tmp_path / "none.csv"
+    )
+    assert status == 1 and not printed and content is None
+    assert [line for line in complaints.splitlines() if line.startswith("error: ")] and "none.csv" in complaints
+    assert "Traceback" not in complaints
