@@ -7,6 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from data import DataArguments
 
+WIDTH_STEP = 8  # tokens
+
 
 def tokenize_notes(
     texts: list[str], labels: np.ndarray | None, tokenizer: PreTrainedTokenizerBase, arguments: DataArguments
@@ -38,18 +40,22 @@ def tokenize_notes(
     return Dataset.from_dict(columns), too_long
 
 
+def round_up_width(tokens: int) -> int:
+    """Batches come in few widths: products of a shape that is new to it cost a CPU milliseconds (scratch_model.py)."""
+    return -(-tokens // WIDTH_STEP) * WIDTH_STEP
+
+
 class WindowCollator:
     """A batch of tokenised notes: windows stacked as rows and padded to the longest of the batch.
 
-    For speed the width is a multiple of `pad_to_multiple_of`, except where the model does not take so many tokens.
+    The width is a multiple of WIDTH_STEP, except where the model does not take so many tokens.
 
     Gives `labels` (notes,) or (notes, classes), `input_ids` and `attention_mask` (rows, tokens), and, when any note
     has several windows, `window_note` (rows,): which note of the batch a row belongs to.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, pad_to_multiple_of: int = 8):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
-        self.pad_to_multiple_of = pad_to_multiple_of
 
     def __call__(self, examples: list[dict]) -> dict:
         batch = {}
@@ -58,8 +64,7 @@ class WindowCollator:
             batch["labels"] = labels.float() if labels.ndim == 2 else labels
         rows = [window for example in examples for window in example["input_ids"]]
         longest = max(map(len, rows))
-        rounded = -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        width = max(longest, min(rounded, self.tokenizer.model_max_length))
+        width = max(longest, min(round_up_width(longest), self.tokenizer.model_max_length))
         padded = self.tokenizer.pad({"input_ids": rows}, padding="max_length", max_length=width, return_tensors="pt")
         batch["input_ids"], batch["attention_mask"] = padded["input_ids"], padded["attention_mask"]
         if len(rows) > len(examples):

@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from backbones import Backbone, is_local
-from batches import WindowCollator, tokenize_notes
+from batches import WindowCollator, round_up_width, tokenize_notes
 from data import DataArguments, DataError
 from models import suit_cpu
 from results import write_json
@@ -94,7 +94,8 @@ class FeatureCollator:
         rank = np.arange(len(window_note)) - np.repeat(counts.cumsum() - counts, counts)
         rows = features.first_window[notes][window_note] + rank
         starts, lengths = features.starts[rows], features.starts[rows + 1] - features.starts[rows]
-        places = np.arange(lengths.max())
+        longest = int(lengths.max())
+        places = np.arange(1 if longest == 1 else round_up_width(longest))  # 1: pooled vectors
         tokens = torch.from_numpy(starts[:, None] + np.minimum(places, lengths[:, None] - 1))  # (rows, tokens)
         batch = {
             "labels": labels.float() if labels.ndim == 2 else labels,
@@ -242,7 +243,7 @@ def _compute(
     if not done:
         _reserve(partial / STATES_FILE, size)
     states = np.memmap(partial / STATES_FILE, np.int16, mode="r+", shape=(total, hidden_size))
-    collate = WindowCollator(tokenizer, pad_to_multiple_of=1)
+    collate = WindowCollator(tokenizer)
     began = saved = time.perf_counter()
     begun_with = lengths[np.concatenate(batches[:done])].sum() if done else 0
     tokens = begun_with
@@ -301,12 +302,13 @@ def _reserve(path: Path, size: int):
 
 
 def _batches_of_like_length(lengths: np.ndarray) -> list[list[int]]:
-    """Window numbers by length, longest first so that the estimate errs on the safe side, cut at TOKENS_PER_BATCH."""
-    batches, tokens = [[]], 0
-    for window in np.argsort(-lengths, kind="stable").tolist():
-        if tokens + lengths[window] > TOKENS_PER_BATCH and batches[-1]:
-            batches.append([])
-            tokens = 0
-        batches[-1].append(window)
-        tokens += lengths[window]
+    """Window numbers by length, longest first so that the estimate errs on the safe side, in batches of few shapes.
+
+    A batch is as wide as its longest window, rounded up, and has as many rows as TOKENS_PER_BATCH gives that width.
+    """
+    order, batches = np.argsort(-lengths, kind="stable").tolist(), []
+    while order:
+        rows = max(TOKENS_PER_BATCH // round_up_width(int(lengths[order[0]])), 1)
+        batches.append(order[:rows])
+        order = order[rows:]
     return batches
