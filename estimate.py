@@ -41,7 +41,8 @@ from trainer import Run, train_baseline, train_network
 
 PLAN = ("run_id", "model", "head", "tuning")  # the columns of the plan of run_all.sh
 PROBE_STEPS = 8  # of the optimiser in an epoch of the probe
-PROBE_EPOCHS = 2  # the first one warms up, the second is counted
+PROBE_SECONDS = 15  # after which no further epoch begins; the last epoch is counted
+PROBE_EPOCHS = (2, 10)  # at least and at most: the first ones warm up (batches of each shape are new once)
 PROBE_NOTES = 64  # that the probe evaluates on
 BASELINE_NOTES = 1000  # that the baseline is fitted to
 
@@ -61,9 +62,12 @@ class Speed:
 
 
 class PhaseClock(TrainerCallback):
-    """Seconds that the last epoch trained, evaluated and saved."""
+    """Seconds that the last epoch trained, evaluated and saved; ends the probe."""
 
     training = evaluation = saving = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
 
     def lap(self) -> float:
         now = time.perf_counter()
@@ -75,6 +79,8 @@ class PhaseClock(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.training = self.lap()
+        if state.epoch > PROBE_EPOCHS[0] - 0.5 and self.mark - self.started > PROBE_SECONDS:
+            control.should_training_stop = True
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluation = self.lap()
@@ -99,8 +105,8 @@ def probe(run: Run, folder: Path) -> Speed:
     rows = spread_evenly(run.notes, count + PROBE_NOTES)
     held_out = np.linspace(0, len(rows) - 1, PROBE_NOTES).round().astype(int)  # of all lengths, as the others
     split = Split(np.setdiff1d(np.arange(len(rows)), held_out), held_out, np.array([], dtype=int))
-    arguments.output_dir, arguments.num_train_epochs, arguments.max_steps = str(folder), PROBE_EPOCHS, -1
-    model_args.cache_dir = str(folder / "features")
+    arguments.output_dir, arguments.num_train_epochs, arguments.max_steps = str(folder), PROBE_EPOCHS[1], -1
+    model_args.cache_dir, model_args.early_stopping_patience = str(folder / "features"), 0
     run = replace(run, model_args=model_args, training_args=arguments, notes=run.notes.select(rows))
     if is_baseline:
         return Speed(training=train_baseline(run, split).cost["training_hours"] * 3600 / count)

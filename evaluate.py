@@ -37,8 +37,10 @@ else:
     import json
     import shlex
 
+    import numpy as np
     import pandas as pd
 
+    import comparison
     import report
 
 CELL = ["dataset", "model", "head", "tuning"]  # what one row of the table is
@@ -86,8 +88,7 @@ def main() -> int:
     failures = pd.DataFrame(failures, columns=[*CELL, "run_id", "failed", "path"])
     plans = read_files(args.folders, "plan.tsv", read_plan, damaged)
     estimates = read_files(args.folders, "estimate.json", read_estimate, damaged)
-    for line in damaged:
-        print(f"evaluate.py: left out: {line}", file=sys.stderr)
+    complain_of(damaged)
     if results.empty:
         folders = ", ".join(map(str, args.folders))
         return complain(f"no usable result.json under {folders} ({len(failures)} failed runs): train something first")
@@ -101,11 +102,19 @@ def main() -> int:
     cells = report.in_paper_order(aggregate(results, failures, missing))
     command = shlex.join(["python", "evaluate.py", *map(str, args.folders), "--output", str(args.output)])
     command = f"{command} --average {args.average}"
+    unreadable: list[str] = []
+    compared = {
+        dataset: compare_models(rows, results[results.dataset == dataset], f"f1_{args.average}", unreadable)
+        for dataset, rows in cells.groupby("dataset", sort=False)
+    }
+    complain_of(unreadable)
+    damaged += unreadable
     estimated = compare_estimates(estimates, results)
-    report.write_report(args.output, cells, results, estimated, args.average, damaged, command)
+    report.write_report(args.output, cells, results, compared, estimated, args.average, damaged, command)
 
     for dataset, rows in cells.groupby("dataset", sort=False):
         print(f"\n{dataset}\n{report.results_table(rows, args.average, 'simple')}")
+        print(f"\n{report.verdict_text(rows, compared[dataset], args.average)}")
     problems = report.list_problems(cells)
     stand_ins = [report.STAND_INS] if (cells.stand_in_for != "-").any() else []
     print("\n".join(["", *stand_ins, *problems, f"report written to {args.output}"]))
@@ -128,6 +137,11 @@ def parse_args() -> argparse.Namespace:
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder: give the folder train.py wrote its runs to")
     return args
+
+
+def complain_of(left_out: list[str]) -> None:
+    for line in left_out:
+        print(f"evaluate.py: left out: {line}", file=sys.stderr)
 
 
 def complain(problem: object) -> int:
@@ -251,6 +265,47 @@ def find_missing(plans: list[dict], seen: pd.DataFrame) -> pd.DataFrame:
         planned = [run for run in plan["runs"] if run["run_id"] not in set(beneath.run_id)]
         missing += [run | {"dataset": dataset, "missing": run["run_id"]} for run in planned]
     return pd.DataFrame(missing, columns=[*CELL, "missing"])
+
+
+def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unreadable: list[str]) -> report.Compared:
+    """Intervals, tests and the verdict for the complete cells of a data set whose predictions can be read.
+
+    They are on the same notes and folds: `check_comparable` saw to it. `unreadable` gets a line for each other cell.
+    """
+    kept, answers = [], []
+    for number, cell in cells[cells.status == "complete"].iterrows():
+        mine = (results[CELL] == cell[CELL]).all(axis=1)
+        try:
+            answers.append(read_answers(results[mine].sort_values(["seed", "fold"])))
+            kept.append(number)
+        except (OSError, ValueError, KeyError) as error:
+            # only the kind of error: the file may be anything, and what it holds is not ours to print
+            unreadable.append(
+                f"statistics of {report.cell_name(cell)}: no usable predictions ({type(error).__name__})"
+            )
+    if len(answers) < 2:
+        return report.Compared(kept, None, None)
+    table = comparison.compare(answers, metric)
+    hours = (cells.training_hours + cells.feature_hours)[kept].reset_index(drop=True)
+    return report.Compared(kept, table, comparison.choose_model(table, hours, len(answers[0].labels)))
+
+
+def read_answers(results: pd.DataFrame) -> comparison.Answers:
+    """The predictions of all folds and seeds of a cell, in the order of the note ids."""
+    seeds = []
+    for _, folds in results.groupby("seed"):
+        parts = [
+            pd.read_parquet(path.with_name("predictions.parquet"), columns=["id", "group", "label", "predicted"])
+            for path in folds.path
+        ]
+        parts = [part.assign(fold=fold) for part, fold in zip(parts, folds.fold, strict=True)]
+        seeds.append(pd.concat(parts).sort_values(["id", "fold"]))
+    labels, predicted = (
+        [np.stack(seed[column].to_numpy()).astype(int) for seed in seeds] for column in ("label", "predicted")
+    )
+    first = seeds[0]
+    classes = len(results.class_names.iloc[0])
+    return comparison.Answers(labels[0], np.stack(predicted), first.group.to_numpy(), first.fold.to_numpy(), classes)
 
 
 def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFrame:

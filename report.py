@@ -4,6 +4,7 @@
 """
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from tabulate import tabulate
+
+from comparison import LEVEL, PERMUTATIONS, POWER, RELEVANT, RESAMPLES, Verdict
 
 OTHER = "other backbones"
 # The paper's order and, for the figure, one colour a model (Okabe and Ito's palette, made for colour-blind readers).
@@ -37,6 +40,25 @@ STAND_INS = (
     "Stand-ins are mini encoders of the same architecture pretrained for about a minute for the demo; "
     "their numbers say nothing about the real CamemBERT-bio, AliBERT, DrBERT."
 )
+STATISTICS = f"""What the columns are, and the function that computed each (comparison.py):
+
+- **F1, all folds**: of the predictions of all test folds together, the mean over seeds, where the table above averages
+  over folds; in brackets the 95 % percentile bootstrap interval, {RESAMPLES:,} resamples of whole groups (patients,
+  documents; notes where there are no groups) (`interval`).
+- **Difference from the best**: on the same notes, with its paired bootstrap interval: the effect size (`difference`).
+- **p**: paired permutation test of that difference, the answers to whole groups exchanged, {PERMUTATIONS:,} times
+  (`permutation_test`); **Holm**: corrected for all rows of the table (`holm`, by statsmodels).
+- **Right alone / best alone**: notes that only this model or only the best has right; **McNemar**: the exact test of
+  these two counts, of the first seed, notes taken as independent (`mcnemar_test`, by statsmodels).
+- **Folds**: t-test over folds, its variance corrected for their shared training notes (`resampled_t_test`, Nadeau and
+  Bengio 2003).
+- **Hours, alone**: training all folds as if it were the only model; **pass shared**: the encoder's one pass over the
+  notes divided by the heads that used it.
+
+The verdict (`choose_model`): of the models whose p (Holm) is at least {LEVEL}, the cheapest to train alone. It warns
+where the chosen model may be worse than the best by more than {RELEVANT}, and says how many test notes would show the
+difference seen with a power of {POWER:.0%} (`notes_that_would_tell`). The best is the best of the very scores that are
+tested, which favours it a little."""
 # All that is public of the papers' results. The papers' tables hold more cells; they were not available to us.
 PAPER = [
     # source, model, accuracy, precision, recall, F1, cost
@@ -53,6 +75,16 @@ PAPER = [
         "under 6 hours for both small Transformers together (arXiv 2407.19299)",
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The statistics of one data set: `table` has a row for each of `cells`, the index of its row in the table of
+    results; None where fewer than two models have all folds and their predictions."""
+
+    cells: list[int]
+    table: pd.DataFrame | None
+    verdict: Verdict | None
 
 
 def in_paper_order(cells: pd.DataFrame) -> pd.DataFrame:
@@ -83,6 +115,7 @@ def write_report(
     folder: Path,
     cells: pd.DataFrame,
     results: pd.DataFrame,
+    compared: dict[str, Compared],
     estimated: pd.DataFrame,
     average: str,
     damaged: list[str],
@@ -90,15 +123,14 @@ def write_report(
 ) -> None:
     """Writes results.csv, results.md, f1_vs_hours.svg and f1_vs_hours.png to the folder.
 
-    `estimated` is one row a run whose hours were estimated beforehand (evaluate.py says what its columns are);
-    `average` is the average of precision, recall and F1 to show (the CSV has them all), `damaged` a line for each file
-    that could not be used, `command` what to type to make the report again.
+    `compared` is the statistics of each data set, `estimated` one row a run whose hours were estimated beforehand
+    (evaluate.py says what its columns are); `average` is the average of precision, recall and F1 to show (the CSV has
+    them all), `damaged` a line for each file that could not be used, `command` what to type to make the report again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells.to_csv(folder / "results.csv", index=False)
-    (folder / "results.md").write_text(
-        markdown_report(cells, results, estimated, average, damaged, command), encoding="utf-8"
-    )
+    markdown = markdown_report(cells, results, compared, estimated, average, damaged, command)
+    (folder / "results.md").write_text(markdown, encoding="utf-8")
     # text stays text in the SVG (searchable, sharp), and the same results give the same file
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frugal-notes"}):
         figure = draw_figure(cells, average)
@@ -142,6 +174,83 @@ def results_table(cells: pd.DataFrame, average: str, style: str) -> str:
     )
 
 
+def verdict_text(cells: pd.DataFrame, compared: Compared, average: str) -> str:
+    """The verdict in plain sentences; `cells` are those of one data set."""
+    if compared.verdict is None:
+        return "No verdict: fewer than two models have all their folds and predictions that can be compared."
+    verdict, table = compared.verdict, compared.table
+    rows = cells.loc[compared.cells].reset_index(drop=True)
+    hours = rows.training_hours + rows.feature_hours
+
+    def name(row: int) -> str:
+        return cell_name(rows.loc[row])
+
+    chosen, best = table.loc[verdict.choice], table.loc[verdict.best]
+    sentences = [
+        f"Deploy {name(verdict.choice)}: F1 ({average}) {chosen.score:.3f} (95 % interval {chosen.low:.3f} to "
+        f"{chosen.high:.3f}), {number(hours[verdict.choice], '.2g')} hours of training."
+    ]
+    if verdict.choice == verdict.best:
+        alike = len(verdict.candidates) - 1
+        others = (
+            f"the cheapest of the {alike + 1} that are not significantly worse" if alike else "significantly better"
+        )
+        sentences.append(f"It has the highest score of {len(table)} models, and is {others}.")
+    else:
+        sentences.append(
+            f"It is the cheapest of the {len(verdict.candidates)} of {len(table)} models that are not significantly "
+            f"worse than the best, {name(verdict.best)} ({best.score:.3f}; difference {chosen.gap:+.3f}, "
+            f"{chosen.gap_low:+.3f} to {chosen.gap_high:+.3f}, p = {chosen.p_holm:.2g}), which took "
+            f"{times(hours[verdict.best], hours[verdict.choice])}."
+        )
+    if verdict.dearest not in (verdict.choice, verdict.best):
+        took = times(hours[verdict.dearest], hours[verdict.choice])
+        sentences.append(f"The most expensive, {name(verdict.dearest)}, took {took}.")
+    if verdict.too_few_notes:
+        sentences.append(f"The notes are too few to be sure: it may be worse than the best by {-chosen.gap_low:.3f}.")
+    if verdict.notes_needed:
+        sentences.append(
+            f"About {verdict.notes_needed:,} test notes would show a difference as large as the one seen."
+        )
+    return " ".join(sentences)
+
+
+def times(hours: float, cheapest: float) -> str:
+    ratio = f", {hours / cheapest:.2g} times as many" if cheapest else ""
+    return f"{number(hours, '.2g')} hours{ratio}"
+
+
+def statistics_table(cells: pd.DataFrame, compared: Compared, average: str) -> str:
+    rows = cells.loc[compared.cells].reset_index(drop=True)
+    heads_of_pass = rows[rows.feature_hours > 0].groupby("model").size()
+    lines = []
+    for row, line in compared.table.iterrows():
+        cell = rows.loc[row]
+        shared = cell.feature_hours / heads_of_pass.get(cell.model, 1)
+        lines.append(
+            {
+                "Model": cell_name(cell).replace("|", "\\|"),
+                f"F1 ({average}), all folds": f"{line.score:.3f} ({line.low:.3f} to {line.high:.3f})",
+                "Difference from the best": "best"
+                if line.is_best
+                else f"{line.gap:+.3f} ({line.gap_low:+.3f} to {line.gap_high:+.3f})",
+                "p": number(line.p, ".2g"),
+                "p (Holm)": number(line.p_holm, ".2g"),
+                "Right alone / best alone": "-" if line.is_best else f"{line.only_this:.0f} / {line.only_best:.0f}",
+                "p (McNemar)": number(line.p_mcnemar, ".2g"),
+                "p (folds)": number(line.p_resampled_t, ".2g"),
+                "Hours, alone": number(cell.training_hours + cell.feature_hours, ".3g"),
+                "Hours, pass shared": number(cell.training_hours + shared, ".3g"),
+            }
+        )
+    alignment = ["left"] + ["right"] * (len(lines[0]) - 1)
+    return tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True, colalign=alignment)
+
+
+def cell_name(cell: pd.Series) -> str:
+    return " ".join(part for part in (shown_model(cell), cell["head"], cell.tuning) if part != "-")
+
+
 def estimates_table(estimated: pd.DataFrame) -> str:
     total = estimated[["at_most", "expected_for_epochs", "measured"]].sum()
     total["off"] = total.measured / total.expected_for_epochs - 1 if total.expected_for_epochs else None
@@ -181,7 +290,7 @@ def list_problems(cells: pd.DataFrame) -> list[str]:
     """One line for every cell that lacks folds or had a failure, with the reason where there is one."""
     lines = []
     for _, cell in cells.iterrows():
-        name = " ".join(part for part in (shown_model(cell), cell["head"], cell.tuning) if part != "-")
+        name = cell_name(cell)
         if cell.status == "incomplete":
             lines.append(f"incomplete: {name}: {cell.folds_finished} of {cell.folds_expected} folds")
         if cell.failed:
@@ -197,6 +306,7 @@ def list_problems(cells: pd.DataFrame) -> list[str]:
 def markdown_report(
     cells: pd.DataFrame,
     results: pd.DataFrame,
+    compared: dict[str, Compared],
     estimated: pd.DataFrame,
     average: str,
     damaged: list[str],
@@ -210,10 +320,15 @@ def markdown_report(
     ]
     for dataset, rows in cells.groupby("dataset", sort=False):
         parts.append(f"## {dataset}")
+        parts.append(f"**{verdict_text(rows, compared[dataset], average)}**")
         parts.append(describe_runs(results[results.dataset == dataset]))
         parts.append(results_table(rows, average, "pipe"))
         if (rows.stand_in_for != "-").any():
             parts.append(STAND_INS)
+        if compared[dataset].table is not None:
+            parts.append("### Are the differences real?")
+            parts.append(statistics_table(rows, compared[dataset], average))
+            parts.append(STATISTICS)
         problems = list_problems(rows)
         if problems:
             parts.append("### Not complete\n\n" + "\n".join(f"- {line}" for line in problems))

@@ -3,7 +3,7 @@
 A run is one model on all its folds; it lives in one folder, with one folder a fold:
 
     runs/drbert-grn-frozen/fold-0/result.json           written last: a file that exists is a fold that finished
-    runs/drbert-grn-frozen/fold-0/predictions.parquet   note id, label, probabilities; never text
+    runs/drbert-grn-frozen/fold-0/predictions.parquet   note id, group, label, predicted, probabilities; no text
     runs/drbert-grn-frozen/model/                       the model kept for use
     runs/drbert-grn-frozen/failed.json                  why the run did not finish, if it did not
 """
@@ -18,7 +18,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -41,10 +40,9 @@ def write_json(path: Path, content: dict):
     os.replace(temporary, path)
 
 
-def write_result(folder: Path, result: dict, ids: np.ndarray, labels: np.ndarray, probabilities: np.ndarray):
+def write_result(folder: Path, result: dict, predictions: pd.DataFrame):
     """Predictions on the test part first, the result file last."""
     folder.mkdir(parents=True, exist_ok=True)
-    predictions = pd.DataFrame({"id": ids, "label": labels.tolist(), "probabilities": probabilities.tolist()})
     predictions.to_parquet(folder / PREDICTIONS_FILE, index=False)
     write_json(folder / RESULT_FILE, {"schema_version": SCHEMA_VERSION, "status": "finished", **result})
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import torch
 import transformers
 from transformers import HfArgumentParser, TrainingArguments
@@ -35,7 +36,7 @@ from baseline import Settings
 from data import DataArguments, DataError, load_notes
 from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
-from metrics import NoteClassificationMetric, tune_thresholds
+from metrics import NoteClassificationMetric, decide, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from results import (
     FAILURE_FILE,
@@ -137,10 +138,10 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
 # ---- one fold ------------------------------------------------------------------------------------------------------
 
 
-def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) -> tuple[Trained, np.ndarray, dict]:
+def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) -> tuple[Trained, pd.DataFrame, dict]:
     """Train on one fold, tune its threshold on validation, read its test part once.
 
-    Returns the trained model, its probabilities on the test part, and the result but for its `run` section.
+    Returns the trained model, its predictions on the test part, and the result but for its `run` section.
     """
     notes, training_args = run.notes, run.training_args
     checkpoints = folder / "checkpoints"
@@ -189,7 +190,17 @@ def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) ->
         },
         "environment": describe_environment(),
     }
-    return trained, test_probabilities, result
+    predictions = pd.DataFrame(
+        {
+            "id": notes.ids[split.test],
+            # which notes are of one patient: a number, not the patient's id
+            "group": pd.factorize(notes.ids if notes.groups is None else notes.groups)[0][split.test],
+            "label": notes.labels[split.test].tolist(),
+            "predicted": decide(test_probabilities, notes.task, thresholds).tolist(),
+            "probabilities": test_probabilities.tolist(),
+        }
+    )
+    return trained, predictions, result
 
 
 # ---- the whole run -------------------------------------------------------------------------------------------------
@@ -332,7 +343,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 continue
             sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.parts())
             logger.info("%s (%s)", what, sizes)
-            trained, probabilities, result = run_fold(run, split, seed, folder, settings)
+            trained, predictions, result = run_fold(run, split, seed, folder, settings)
             result["data"] |= {"fingerprint": data_fingerprint, **repeated}
             result["run"] = describe_run(model_args, data_args, output) | {
                 "seed": seed,
@@ -344,7 +355,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 trained_on = f"The {len(split.train)} notes of the training part."
                 save_model(run, trained, [result], trained_on)
             if is_main:
-                write_result(folder, result, notes.ids[split.test], notes.labels[split.test], probabilities)
+                write_result(folder, result, predictions)
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 headline = {
                     name: round(result["metrics"][name], 4) for name in ("accuracy", "f1_macro", "f1_weighted")

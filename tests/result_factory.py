@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 HEADLINE = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "precision_weighted", "recall_weighted")
 EXTRA = {
     "binary": ("precision_positive", "recall_positive", "f1_positive"),
@@ -52,11 +55,26 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
     return result
 
 
+def invent_predictions(result: dict) -> pd.DataFrame:
+    """Predictions on 20 test notes, two a patient, of which the share `accuracy` is right."""
+    task, classes = result["data"]["task"], len(result["data"]["class_names"])
+    fold, notes = result["run"]["fold"], np.arange(20)
+    labels = notes % classes
+    accuracy = result["metrics"].get("accuracy")
+    wrong = (7 * notes + 3) % 20 >= round(20 * (0.5 if accuracy is None else accuracy))
+    predicted = (labels + wrong) % classes
+    if task == "multi-label":
+        labels, predicted = (np.eye(classes, dtype=int)[column] for column in (labels, predicted))
+    columns = {"id": [f"f{fold}-{n:02}" for n in notes], "group": 10 * fold + notes // 2}
+    return pd.DataFrame(columns | {"label": labels.tolist(), "predicted": predicted.tolist()})
+
+
 def write_result(folder: Path, *args, **changes) -> Path:
     """Writes make_result(*args, **changes) where train.py would put it below the folder; returns the file's path."""
     result = make_result(*args, **changes)
     path = folder / result["run"]["run_id"] / f"fold-{result['run']['fold']}" / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    invent_predictions(result).to_parquet(path.with_name("predictions.parquet"), index=False)
     path.write_text(json.dumps(result), encoding="utf-8")
     return path
 

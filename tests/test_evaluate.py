@@ -67,6 +67,48 @@ def test_script_is_our_command():
     assert "--average {macro,weighted,positive,micro}" in done.stdout
 
 
+def write_three_models(runs):
+    for name, score, hours in (("tfidf", 0.8, 0.125), ("drbert", 0.85, 4.0), ("transformer", 0.5, 1.0)):
+        for fold in range(3):
+            changes = {"run__model": name, "run__head": None, "run__tuning": None}
+            write_result(runs, name, fold, score, cost__training_hours=hours / 3, **changes)
+
+
+def test_verdict_is_printed_and_reported(runs, evaluate):
+    write_three_models(runs)
+    code, printed, _, _ = evaluate()
+    report = (runs.parent / "report" / "results.md").read_text()
+    (verdict,) = [line for line in printed.splitlines() if line.startswith("Deploy ")]
+    assert code == 0 and f"**{verdict}**" in report
+    assert verdict.startswith("Deploy tfidf: F1 (macro) 0.8") and "0.12 hours of training" in verdict
+    assert "the cheapest of the 2 of 3 models that are not significantly worse than the best, drbert (0.8" in verdict
+    assert "which took 4 hours, 32 times as many" in verdict
+    assert "The notes are too few to be sure" in verdict and "test notes would show" in verdict
+    rows = [
+        line
+        for line in report.split("### Are the differences real?")[1].split("What the columns are")[0].splitlines()
+        if line.startswith("| ")
+    ]
+    names = [row.split("|")[1].strip() for row in rows]
+    assert names == ["Model", "tfidf", "drbert", "transformer"]
+    assert rows[2].split("|")[3].strip() == "best"
+
+
+def test_predictions_that_cannot_be_read_are_named_and_left_out(runs, evaluate):
+    write_three_models(runs)
+    (runs / "drbert" / "fold-1" / "predictions.parquet").write_text("le patient tousse")
+    code, printed, complaints, rows = evaluate()
+    assert code == 1 and "left out: statistics of drbert: no usable predictions" in complaints
+    assert "le patient" not in complaints
+    assert len(rows) == 3 and "Deploy tfidf" in printed and "drbert (0." not in printed
+
+
+def test_one_model_has_no_verdict(runs, evaluate):
+    write_result(runs, run__num_folds=1)
+    code, printed, _, _ = evaluate()
+    assert code == 0 and "No verdict: fewer than two models" in printed
+
+
 def test_estimate_is_compared_with_what_was_measured(runs, evaluate):
     for fold, epochs in enumerate([2, 4]):
         write_result(runs, "a-run", fold=fold, cost__training_hours=0.5, cost__epochs=epochs)

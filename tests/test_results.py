@@ -27,7 +27,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 def test_the_result_file_is_written_after_the_predictions(tmp_path, monkeypatch):
     assert read_finished(tmp_path) is None
-    columns = np.array(["a", "b"]), np.array([[1, 0], [1, 1]]), np.array([[0.5, 0.25], [1.0, 0.0]])
+    columns = {"id": ["a", "b"], "label": [[1, 0], [1, 1]], "probabilities": [[0.5, 0.25], [1.0, 0.0]]}
 
     def full_disk(*args, **kwargs):
         raise OSError("no space left")
@@ -35,9 +35,9 @@ def test_the_result_file_is_written_after_the_predictions(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(pd.DataFrame, "to_parquet", full_disk)
         with pytest.raises(OSError, match="no space"):
-            write_result(tmp_path, {"run": {}}, *columns)
+            write_result(tmp_path, {"run": {}}, pd.DataFrame(columns))
     assert read_finished(tmp_path) is None
-    write_result(tmp_path, {"run": {"fold": 3}}, *columns)
+    write_result(tmp_path, {"run": {"fold": 3}}, pd.DataFrame(columns))
     assert read_finished(tmp_path) == {"schema_version": 1, "status": "finished", "run": {"fold": 3}}
     predictions = pd.read_parquet(tmp_path / "predictions.parquet")
     assert predictions["id"].tolist() == ["a", "b"]

@@ -56,7 +56,11 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
         assert set(result["environment"]) == {"git_commit", "git_dirty", "python", "packages", "hardware"}
         # the predictions beside it give the same numbers again, and name each note once
         predictions = pd.read_parquet(output / f"fold-{fold}" / "predictions.parquet")
-        assert list(predictions.columns) == ["id", "label", "probabilities"]
+        assert list(predictions.columns) == ["id", "group", "label", "predicted", "probabilities"]
+        patients = notes.loc[predictions["id"], "patient"].to_numpy()
+        assert (predictions.groupby(patients)["group"].nunique() == 1).all()
+        assert predictions["group"].nunique() == len(set(patients)) < len(predictions)
+        assert (predictions["label"] == predictions["predicted"]).mean() == result["metrics"]["accuracy"]
         expected = (notes.loc[predictions["id"], "label"] == "failure").astype(int)
         assert (predictions["label"].to_numpy() == expected.to_numpy()).all()
         again = NoteClassificationMetric("binary", ["other", "failure"]).compute(

@@ -1,0 +1,255 @@
+"""Are the differences real, and which model to deploy: intervals, paired tests, the verdict; from stored predictions.
+
+Knows predicted and true labels, folds and groups; no file, no model. What is resampled is whole groups (patients,
+documents): notes of one patient are not independent. Without groups every note is its own.
+
+Everything that is compared is a function of counts (a confusion matrix), and counts of groups add up: a resample of
+the notes is one row of a matrix product, and thousands of them are cheap. C is the number of counts: K x K for K
+classes that exclude each other (true class x predicted class), 4 K + 2 for multi-label notes (TN, FP, FN, TP of each
+class, notes with all classes right, notes).
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+LEVEL = 0.05  # of the tests; intervals have 1 - LEVEL
+RESAMPLES = 2000  # of an interval
+PERMUTATIONS = 10_000  # of a test: p-values from 0.0001
+POWER = 0.8  # with which "so many notes would tell" is reckoned
+BLOCK = 500  # permutations at a time, for want of memory
+RELEVANT = 0.02  # a difference in score that a hospital would care about (ours)
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answered on the test notes, each seed's on all folds together.
+
+    `labels` is (notes,) with class indices, or (notes, classes) with 0 and 1; `predicted` is (seeds, *labels.shape).
+    `groups` and `folds` are (notes,). All models of a comparison have their notes in the same order.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    groups: np.ndarray
+    folds: np.ndarray
+    num_classes: int
+
+    @property
+    def is_multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(seeds, notes): whether the answer is right; of a multi-label note, whether all of its classes are."""
+        right = self.predicted == self.labels
+        return right.all(axis=2) if self.is_multi_label else right
+
+    def count(self, parts: np.ndarray) -> np.ndarray:
+        """(seeds, parts, C): the counts of the notes of each part, `parts` (notes,) saying whose part a note is."""
+        classes = self.num_classes
+        if self.is_multi_label:
+            kind = 2 * self.labels + self.predicted  # 0 TN, 1 FP, 2 FN, 3 TP
+            one_hot = (kind[..., None] == np.arange(4)).reshape(*kind.shape[:2], 4 * classes)
+            notes = np.ones((*kind.shape[:2], 1), dtype=bool)
+            one_hot = np.concatenate([one_hot, self.correct[..., None], notes], axis=2)
+        else:
+            one_hot = (self.labels * classes + self.predicted)[..., None] == np.arange(classes * classes)
+        totals = np.zeros((len(self.predicted), parts.max() + 1, one_hot.shape[2]))
+        for seed, of_notes in enumerate(one_hot):
+            np.add.at(totals[seed], parts, of_notes)
+        return totals
+
+    @cached_property
+    def by_group(self) -> np.ndarray:
+        """(seeds, groups, C)."""
+        return self.count(pd.factorize(self.groups)[0])
+
+    @cached_property
+    def by_fold(self) -> np.ndarray:
+        """(seeds, folds, C)."""
+        return self.count(pd.factorize(self.folds, sort=True)[0])
+
+    def score(self, counts: np.ndarray, metric: str) -> np.ndarray:
+        """Counts (..., C) to the metric (...,), named as in the result files; 0 where it is undefined."""
+        if self.is_multi_label:
+            table = counts[..., :-2].reshape(*counts.shape[:-1], self.num_classes, 4)
+            false_alarms, missed, hits = table[..., 1], table[..., 2], table[..., 3]
+            right, notes = counts[..., -2], counts[..., -1]
+        else:
+            matrix = counts.reshape(*counts.shape[:-1], self.num_classes, self.num_classes)
+            hits = matrix.diagonal(axis1=-2, axis2=-1)
+            false_alarms, missed = matrix.sum(axis=-2) - hits, matrix.sum(axis=-1) - hits
+            right, notes = hits.sum(axis=-1), matrix.sum(axis=(-2, -1))
+        if metric == "accuracy":
+            return _ratio(right, notes)
+        name, average = metric.split("_")
+        support = hits + missed
+        if average == "micro":
+            hits, false_alarms, missed = (part.sum(axis=-1, keepdims=True) for part in (hits, false_alarms, missed))
+        of_class = {
+            "precision": lambda: _ratio(hits, hits + false_alarms),
+            "recall": lambda: _ratio(hits, hits + missed),
+            "f1": lambda: _ratio(2 * hits, 2 * hits + false_alarms + missed),
+        }[name]()
+        if average == "weighted":
+            return _ratio((of_class * support).sum(axis=-1), support.sum(axis=-1))
+        return of_class[..., 1] if average == "positive" else of_class.mean(axis=-1)
+
+    def estimate(self, metric: str) -> float:
+        """On the notes of all folds together, the mean over seeds."""
+        return float(self.score(self.by_group.sum(axis=1), metric).mean())
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole > 0)
+
+
+# ---- statistics: each is named in the report by the line that says what it is --------------------------------------
+
+
+@lru_cache(maxsize=2)
+def bootstrap_weights(groups: int) -> np.ndarray:
+    """(RESAMPLES, groups): how often each group is in each bootstrap sample; the same ones for every model."""
+    draw = np.random.default_rng(SEED)
+    return draw.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES).astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def swaps(groups: int) -> np.ndarray:
+    """(PERMUTATIONS, groups): whether two models exchange their answers to the notes of a group."""
+    return np.random.default_rng(SEED).integers(0, 2, size=(PERMUTATIONS, groups), dtype=np.int8)
+
+
+def _resampled(answers: Answers, metric: str) -> np.ndarray:
+    """(RESAMPLES,): the metric of each bootstrap sample, the mean over seeds."""
+    weights = bootstrap_weights(answers.by_group.shape[1])
+    return answers.score(weights @ answers.by_group, metric).mean(axis=0)
+
+
+def interval(answers: Answers, metric: str) -> tuple[float, float]:
+    """Percentile bootstrap interval of the metric, resampling groups (Efron and Tibshirani 1993, chapter 13)."""
+    return tuple(np.quantile(_resampled(answers, metric), [LEVEL / 2, 1 - LEVEL / 2]))
+
+
+def difference(first: Answers, second: Answers, metric: str) -> tuple[float, float, float, float]:
+    """first - second on the same notes: the difference, its percentile bootstrap interval and its standard error."""
+    values = _resampled(first, metric) - _resampled(second, metric)
+    low, high = np.quantile(values, [LEVEL / 2, 1 - LEVEL / 2])
+    return first.estimate(metric) - second.estimate(metric), low, high, float(values.std(ddof=1))
+
+
+def permutation_test(first: Answers, second: Answers, metric: str) -> float:
+    """Two-sided p-value of no difference: the answers of the two are swapped for random halves of the groups.
+
+    Paired (Yeh 2000, "More accurate tests for the statistical significance of result differences"); the smallest
+    p-value is 1 / (PERMUTATIONS + 1). Both have as many seeds: the answers of all seeds to a group change together.
+    """
+    ours, theirs = first.by_group, second.by_group
+    observed = abs(first.estimate(metric) - second.estimate(metric))
+    theirs_alone = theirs.sum(axis=1, keepdims=True)  # (seeds, 1, C)
+    both = ours.sum(axis=1, keepdims=True) + theirs_alone
+    as_extreme = 0
+    for block in np.array_split(swaps(ours.shape[1]), PERMUTATIONS // BLOCK):
+        of_one = theirs_alone + block.astype(np.float64) @ (ours - theirs)  # (seeds, BLOCK, C)
+        gap = first.score(of_one, metric).mean(axis=0) - first.score(both - of_one, metric).mean(axis=0)
+        as_extreme += int((np.abs(gap) >= observed - 1e-12).sum())
+    return (as_extreme + 1) / (PERMUTATIONS + 1)
+
+
+def mcnemar_test(first: Answers, second: Answers) -> tuple[int, int, float]:
+    """Notes that only the first has right, only the second, and the exact p-value of McNemar; of the first seed."""
+    ours, theirs = first.correct[0], second.correct[0]
+    only_first, only_second = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+    table = [[int((ours & theirs).sum()), only_first], [only_second, int((~ours & ~theirs).sum())]]
+    return only_first, only_second, float(mcnemar(table, exact=True).pvalue)
+
+
+def resampled_t_test(first: Answers, second: Answers, metric: str) -> float | None:
+    """Corrected resampled t-test over folds (Nadeau and Bengio 2003): folds share training notes, which the variance
+    is corrected for by adding the ratio of test to training notes. None for a single fold.
+    """
+    gaps = (first.score(first.by_fold, metric) - second.score(second.by_fold, metric)).mean(axis=0)
+    folds = len(gaps)
+    if folds < 2:
+        return None
+    variance = gaps.var(ddof=1) * (1 / folds + 1 / (folds - 1))  # of k folds, one tests and k - 1 train
+    if variance == 0:
+        return float(gaps.mean() == 0)
+    return float(2 * stats.t.sf(abs(gaps.mean()) / np.sqrt(variance), folds - 1))
+
+
+def holm(p_values: list[float]) -> np.ndarray:
+    """Holm's correction for several tests at once."""
+    return multipletests(p_values, alpha=LEVEL, method="holm")[1] if p_values else np.array([])
+
+
+def notes_that_would_tell(gap: float, standard_error: float, notes: int) -> int | None:
+    """How many test notes a difference of this size needs to be found at LEVEL with POWER; None for no difference."""
+    if gap == 0 or standard_error == 0:
+        return None
+    factor = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)
+    return int(np.ceil(notes * (factor * standard_error / gap) ** 2))
+
+
+# ---- the comparison ------------------------------------------------------------------------------------------------
+
+
+def compare(answers: list[Answers], metric: str) -> pd.DataFrame:
+    """One row a model, in the order given: its score and interval, and the paired tests against the best of them.
+
+    The best is the one with the highest score. `gap` is the model minus the best; `p` is the permutation test's,
+    `p_holm` corrected for all models that are tested against it; both are missing where models differ in seeds.
+    """
+    scores = [each.estimate(metric) for each in answers]
+    best = int(np.argmax(scores))
+    rows = []
+    for number, each in enumerate(answers):
+        low, high = interval(each, metric)
+        row = {"score": scores[number], "low": low, "high": high, "is_best": number == best}
+        if number != best:
+            row |= zip(("gap", "gap_low", "gap_high", "gap_se"), difference(each, answers[best], metric), strict=True)
+            row |= zip(("only_this", "only_best", "p_mcnemar"), mcnemar_test(each, answers[best]), strict=True)
+            if len(each.predicted) == len(answers[best].predicted):
+                row["p"] = permutation_test(each, answers[best], metric)
+                row["p_resampled_t"] = resampled_t_test(each, answers[best], metric)
+        rows.append(row)
+    columns = ["score", "low", "high", "is_best", "gap", "gap_low", "gap_high", "gap_se", "p", "p_holm", "only_this"]
+    table = pd.DataFrame(rows, columns=[*columns, "only_best", "p_mcnemar", "p_resampled_t"])
+    tested = table.p.notna()
+    table["p_holm"] = table["p_holm"].astype(float)
+    table.loc[tested, "p_holm"] = holm(table.p[tested].tolist())
+    return table
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Rows of `compare`: the model to deploy, the best, the dearest, and all that are not significantly worse."""
+
+    choice: int
+    best: int
+    dearest: int
+    candidates: list[int]
+    too_few_notes: bool  # the choice may be worse than the best by more than RELEVANT
+    notes_needed: int | None  # to find the difference between the two, were it as large as it seems
+
+
+def choose_model(table: pd.DataFrame, hours: pd.Series, notes: int) -> Verdict:
+    """The cheapest to train of the models that are not significantly worse than the best (`p_holm` at LEVEL).
+
+    A model that could not be tested is no candidate. `hours` are those of training the model as if it were the only
+    one; of equally cheap ones the better is taken.
+    """
+    best = int(table.is_best.argmax())
+    candidates = [row for row in table.index if row == best or table.p_holm[row] >= LEVEL]
+    choice = min(candidates, key=lambda row: (hours[row], -table.score[row]))
+    chosen = table.loc[choice]
+    doubtful = choice != best and bool(chosen.gap_low < -RELEVANT)
+    needed = notes_that_would_tell(chosen.gap, chosen.gap_se, notes) if doubtful else None
+    return Verdict(choice, best, int(hours.argmax()), candidates, doubtful, needed)

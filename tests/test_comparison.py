@@ -1,0 +1,203 @@
+"""Intervals and tests against independent computations, by hand and by simulation; the verdict's rule."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn import metrics as sk
+
+from comparison import (
+    Answers,
+    choose_model,
+    compare,
+    difference,
+    holm,
+    interval,
+    mcnemar_test,
+    notes_that_would_tell,
+    permutation_test,
+    resampled_t_test,
+)
+
+
+def binary(labels, predicted, groups=None, folds=None):
+    labels, predicted = np.asarray(labels), np.atleast_2d(predicted)
+    everything = np.arange(len(labels))
+    groups = everything if groups is None else np.asarray(groups)
+    folds = np.zeros(len(labels), dtype=int) if folds is None else np.asarray(folds)
+    return Answers(labels, predicted, groups, folds, num_classes=2)
+
+
+def invent(seed, notes=150, group_size=1, accuracy=0.8, models=1):
+    """`models` that are right with the same probability; whole groups are easier or harder than others."""
+    draw = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(notes // group_size), group_size)
+    labels = draw.integers(0, 2, len(groups))
+    ease = draw.normal(0, 0.8, groups.max() + 1)[groups] + stats.norm.ppf(accuracy) * np.sqrt(1 + 0.8**2)
+    predictions = [np.where(draw.normal(size=len(groups)) < ease, labels, 1 - labels) for _ in range(models)]
+    return [binary(labels, each, groups) for each in predictions]
+
+
+METRICS = ["accuracy", *(f"{name}_{a}" for name in ("precision", "recall", "f1") for a in ("macro", "weighted"))]
+
+
+@pytest.mark.parametrize("task", ["binary", "multi-class", "multi-label"])
+def test_metrics_from_counts_are_those_of_scikit_learn(task):
+    draw = np.random.default_rng(0)
+    classes = 2 if task == "binary" else 4
+    if task == "multi-label":
+        labels, predicted = (draw.integers(0, 2, (60, classes)) for _ in range(2))
+        predicted[:, 3] = 0  # a class that is never predicted
+        extra = ["f1_micro", "precision_micro", "recall_micro"]
+    else:
+        labels, predicted = draw.integers(0, classes, 60), draw.integers(0, classes - (task != "binary"), 60)
+        extra = ["f1_positive", "precision_positive", "recall_positive"] if task == "binary" else []
+    answers = Answers(labels, predicted[None], np.arange(60) // 3, np.arange(60) % 5, classes)
+    for metric in METRICS + extra:
+        if metric == "accuracy":
+            expected = sk.accuracy_score(labels, predicted)
+        else:
+            name, average = metric.split("_")
+            average = "binary" if average == "positive" else average
+            expected = getattr(sk, f"{name}_score")(labels, predicted, average=average, zero_division=0)
+        assert answers.estimate(metric) == pytest.approx(expected), metric
+    first_fold = np.arange(60) % 5 == 0
+    expected = sk.f1_score(labels[first_fold], predicted[first_fold], average="macro", zero_division=0)
+    if task == "binary":
+        assert answers.score(answers.by_fold, "f1_macro")[0, 0] == pytest.approx(expected)
+
+
+def test_seeds_are_averaged():
+    answers = binary([0, 1, 1, 0], [[0, 1, 1, 0], [0, 1, 0, 1]])
+    assert answers.estimate("accuracy") == 0.75
+
+
+@pytest.mark.parametrize("group_size", [1, 5])
+def test_interval_covers_the_truth_in_95_of_100_cases(group_size):
+    """Where notes of a group are alike, an interval that took them as independent would cover far less."""
+    covered = 0
+    for seed in range(400):
+        (answers,) = invent(seed, notes=300, group_size=group_size)
+        low, high = interval(answers, "accuracy")
+        covered += low <= 0.8 <= high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_interval_agrees_with_scipy():
+    (answers,) = invent(3)
+    right = answers.correct[0].astype(float)
+    theirs = stats.bootstrap((right,), np.mean, n_resamples=4000, method="percentile", random_state=0)
+    assert interval(answers, "accuracy") == pytest.approx(tuple(theirs.confidence_interval), abs=0.01)
+
+
+def test_interval_of_a_difference_is_of_the_same_notes():
+    """Two models that err on the same notes differ by a known amount, however uncertain each of them is."""
+    labels = np.zeros(200, dtype=int)
+    first, second = labels.copy(), labels.copy()
+    first[:50], second[:60] = 1, 1
+    gap, low, high, standard_error = difference(binary(labels, first), binary(labels, second), "accuracy")
+    assert gap == pytest.approx(0.05)
+    assert 0.02 <= low < 0.05 < high <= 0.085
+    assert standard_error == pytest.approx(np.sqrt(0.05 * 0.95 / 200), rel=0.1)
+
+
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_permutation_test_rejects_5_of_100_true_hypotheses(group_size):
+    p_values = []
+    for seed in range(300):
+        first, second = invent(1000 + seed, notes=200, group_size=group_size, models=2)
+        p_values.append(permutation_test(first, second, "f1_macro"))
+    assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.085
+
+
+def test_permutation_test_agrees_with_scipy():
+    first, second = invent(7, notes=40, accuracy=0.7, models=2)
+    theirs = stats.permutation_test(
+        (first.correct[0].astype(float), second.correct[0].astype(float)),
+        lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=20_000,
+        rng=np.random.default_rng(1),
+    )
+    assert permutation_test(first, second, "accuracy") == pytest.approx(theirs.pvalue, abs=0.02)
+
+
+def test_permutation_test_by_hand():
+    """One of two models right on 5 notes, both right on the rest: of 2^5 swaps, 2 are as extreme."""
+    labels = np.array([0, 1] * 10)
+    wrong = labels.copy()
+    wrong[:5] = 1 - wrong[:5]
+    right, worse = binary(labels, labels), binary(labels, wrong)
+    assert permutation_test(right, worse, "accuracy") == pytest.approx(2 / 32, abs=0.01)
+    assert permutation_test(right, right, "accuracy") == 1
+
+
+def test_mcnemar_by_hand():
+    """Agresti's rule: of n notes on which they disagree, the smaller count is binomial(n, 1/2), two-sided."""
+    labels = np.zeros(30, dtype=int)
+    first, second = labels.copy(), labels.copy()
+    first[:2], second[2:11] = 1, 1
+    assert mcnemar_test(binary(labels, first), binary(labels, second)) == (9, 2, pytest.approx(67 * 2 / 2**11))
+
+
+def test_resampled_t_test_by_hand():
+    labels = np.zeros(40, dtype=int)
+    first, second = labels.copy(), labels.copy()
+    folds = np.repeat(np.arange(4), 10)
+    second[[0, 1, 10, 11, 20, 30, 31, 32]] = 1  # gaps of 0.2, 0.2, 0.1, 0.3
+    p = resampled_t_test(binary(labels, first, folds=folds), binary(labels, second, folds=folds), "accuracy")
+    t = 0.2 / np.sqrt((1 / 4 + 1 / 3) * (0.02 / 3))
+    assert p == pytest.approx(2 * stats.t.sf(t, 3))
+    assert resampled_t_test(binary(labels, first), binary(labels, second), "accuracy") is None
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert len(holm([])) == 0
+
+
+def test_as_many_notes_as_would_tell():
+    gap, standard_error, notes = 0.02, 0.01, 500
+    needed = notes_that_would_tell(gap, standard_error, notes)
+    at_that_size = standard_error * np.sqrt(notes / needed)
+    assert stats.norm.sf(stats.norm.ppf(0.975) - gap / at_that_size) == pytest.approx(0.8, abs=0.001)
+    assert notes_that_would_tell(0.0, 0.01, 500) is None
+
+
+def test_everything_is_compared_with_the_best():
+    labels = np.array([0, 1] * 100)
+    best, middle, bad = labels.copy(), labels.copy(), labels.copy()
+    best[:4], middle[2:10], bad[:80] = 1 - best[:4], 1 - middle[2:10], 1 - bad[:80]
+    two_seeds = binary(labels, [middle, middle])
+    table = compare([binary(labels, bad), binary(labels, best), binary(labels, middle), two_seeds], "f1_macro")
+    assert table.is_best.tolist() == [False, True, False, False]
+    assert table.gap[0] == pytest.approx(table.score[0] - table.score[1]) and np.isnan(table.gap[1])
+    assert table.p_holm[0] < 0.001 and table.p_holm[2] > 0.05
+    assert (table.p_holm >= table.p)[[0, 2]].all()
+    assert np.isnan(table.p[3]) and table.gap[3] == pytest.approx(table.gap[2])  # other seeds: an interval, no test
+    assert table[["only_this", "only_best"]].loc[2].tolist() == [2, 6]
+
+
+def verdict_of(scores, p_holm, hours, gap_low=-0.01):
+    best = int(np.argmax(scores))
+    rows = {"score": scores, "is_best": np.arange(len(scores)) == best, "p_holm": p_holm}
+    table = pd.DataFrame(rows).assign(gap=np.array(scores) - scores[best], gap_low=gap_low, gap_se=0.01)
+    return choose_model(table, pd.Series(hours), 1000)
+
+
+def test_the_cheapest_that_is_not_significantly_worse():
+    verdict = verdict_of([0.80, 0.88, 0.90, 0.89], [0.01, 0.3, np.nan, 0.6], [0.1, 2.0, 30.0, 5.0])
+    assert (verdict.choice, verdict.best, verdict.dearest) == (1, 2, 2)
+    assert verdict.candidates == [1, 2, 3] and not verdict.too_few_notes and verdict.notes_needed is None
+
+
+def test_the_best_may_be_the_cheapest_and_the_untested_is_no_candidate():
+    verdict = verdict_of([0.90, 0.85, 0.89], [np.nan, 0.2, np.nan], [1.0, 2.0, 0.1])
+    assert verdict.choice == verdict.best == 0 and verdict.candidates == [0, 1]
+
+
+def test_a_warning_where_the_notes_cannot_tell():
+    verdict = verdict_of([0.87, 0.90], [0.2, np.nan], [0.1, 2.0], gap_low=-0.07)
+    assert verdict.choice == 0 and verdict.too_few_notes
+    assert verdict.notes_needed == notes_that_would_tell(-0.03, 0.01, 1000)
