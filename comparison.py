@@ -78,29 +78,32 @@ class Answers:
 
     def score(self, counts: np.ndarray, metric: str) -> np.ndarray:
         """Counts (..., C) to the metric (...,), named as in the result files; 0 where it is undefined."""
-        if self.is_multi_label:
-            table = counts[..., :-2].reshape(*counts.shape[:-1], self.num_classes, 4)
-            false_alarms, missed, hits = table[..., 1], table[..., 2], table[..., 3]
-            right, notes = counts[..., -2], counts[..., -1]
-        else:
-            matrix = counts.reshape(*counts.shape[:-1], self.num_classes, self.num_classes)
-            hits = matrix.diagonal(axis1=-2, axis2=-1)
-            false_alarms, missed = matrix.sum(axis=-2) - hits, matrix.sum(axis=-1) - hits
-            right, notes = hits.sum(axis=-1), matrix.sum(axis=(-2, -1))
+        hits, false_alarms, missed = self.errors_by_class(counts)
         if metric == "accuracy":
-            return _ratio(right, notes)
+            if self.is_multi_label:
+                return _ratio(counts[..., -2], counts[..., -1])
+            return _ratio(hits.sum(axis=-1), counts.sum(axis=-1))
         name, average = metric.split("_")
-        support = hits + missed
         if average == "micro":
-            hits, false_alarms, missed = (part.sum(axis=-1, keepdims=True) for part in (hits, false_alarms, missed))
-        of_class = {
-            "precision": lambda: _ratio(hits, hits + false_alarms),
-            "recall": lambda: _ratio(hits, hits + missed),
-            "f1": lambda: _ratio(2 * hits, 2 * hits + false_alarms + missed),
-        }[name]()
+            return OF_CLASS[name](*(part.sum(axis=-1) for part in (hits, false_alarms, missed)))
+        of_class = OF_CLASS[name](hits, false_alarms, missed)
         if average == "weighted":
+            support = hits + missed
             return _ratio((of_class * support).sum(axis=-1), support.sum(axis=-1))
         return of_class[..., 1] if average == "positive" else of_class.mean(axis=-1)
+
+    def score_classes(self, counts: np.ndarray, name: str) -> np.ndarray:
+        """Counts (..., C) to precision, recall or f1 of every class (..., classes)."""
+        return OF_CLASS[name](*self.errors_by_class(counts))
+
+    def errors_by_class(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Counts (..., C) to true positives, false positives and false negatives, each (..., classes)."""
+        if self.is_multi_label:
+            table = counts[..., :-2].reshape(*counts.shape[:-1], self.num_classes, 4)
+            return table[..., 3], table[..., 1], table[..., 2]
+        matrix = counts.reshape(*counts.shape[:-1], self.num_classes, self.num_classes)
+        hits = matrix.diagonal(axis1=-2, axis2=-1)
+        return hits, matrix.sum(axis=-2) - hits, matrix.sum(axis=-1) - hits
 
     def estimate(self, metric: str) -> float:
         """On the notes of all folds together, the mean over seeds."""
@@ -109,6 +112,13 @@ class Answers:
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.zeros(np.broadcast(part, whole).shape), where=whole > 0)
+
+
+OF_CLASS = {  # of true positives, false positives, false negatives
+    "precision": lambda hits, false_alarms, missed: _ratio(hits, hits + false_alarms),
+    "recall": lambda hits, false_alarms, missed: _ratio(hits, hits + missed),
+    "f1": lambda hits, false_alarms, missed: _ratio(2 * hits, 2 * hits + false_alarms + missed),
+}
 
 
 # ---- statistics: each is named in the report by the line that says what it is --------------------------------------

@@ -41,6 +41,7 @@ else:
     import pandas as pd
 
     import comparison
+    import figures
     import report
 
 CELL = ["dataset", "model", "head", "tuning"]  # what one row of the table is
@@ -99,7 +100,7 @@ def main() -> int:
         return complain(error)
 
     missing = find_missing(plans, pd.concat([results, failures]))
-    cells = report.in_paper_order(aggregate(results, failures, missing))
+    cells = figures.in_paper_order(aggregate(results, failures, missing))
     command = shlex.join(["python", "evaluate.py", *map(str, args.folders), "--output", str(args.output)])
     command = f"{command} --average {args.average}"
     unreadable: list[str] = []
@@ -113,7 +114,7 @@ def main() -> int:
     report.write_report(args.output, cells, results, compared, estimated, args.average, damaged, command)
 
     for dataset, rows in cells.groupby("dataset", sort=False):
-        print(f"\n{dataset}\n{report.results_table(rows, args.average, 'simple')}")
+        print(f"\n{dataset}\n{report.results_table(rows, args.average).draw('simple')}")
         print(f"\n{report.verdict_text(rows, compared[dataset], args.average)}")
     problems = report.list_problems(cells)
     stand_ins = [report.STAND_INS] if (cells.stand_in_for != "-").any() else []
@@ -281,13 +282,13 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
         except (OSError, ValueError, KeyError) as error:
             # only the kind of error: the file may be anything, and what it holds is not ours to print
             unreadable.append(
-                f"statistics of {report.cell_name(cell)}: no usable predictions ({type(error).__name__})"
+                f"statistics of {figures.cell_name(cell)}: no usable predictions ({type(error).__name__})"
             )
     if len(answers) < 2:
-        return report.Compared(kept, None, None)
+        return report.Compared(kept, answers, None, None)
     table = comparison.compare(answers, metric)
     hours = (cells.training_hours + cells.feature_hours)[kept].reset_index(drop=True)
-    return report.Compared(kept, table, comparison.choose_model(table, hours, len(answers[0].labels)))
+    return report.Compared(kept, answers, table, comparison.choose_model(table, hours, len(answers[0].labels)))
 
 
 def read_answers(results: pd.DataFrame) -> comparison.Answers:

@@ -9,9 +9,9 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from backbones import BACKBONES
 from data import DataArguments
+from figures import HEADS as REPORTED_HEADS
 from heads import HEADS
 from models import SCRATCH_MODELS, TUNINGS, ModelArguments
-from report import HEADS as REPORTED_HEADS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,31 +1,17 @@
-"""What is drawn: the order of rows, the Markdown, the figure."""
+"""What is written: tables, Markdown, the page in a browser; the same results give the same files."""
 
-import importlib.util
+import html.parser
 import itertools
+import json
+import shutil
+import subprocess
 import sys
-from pathlib import Path
 
-import matplotlib.colors
-import pandas as pd
 import pytest
-from result_factory import write_failure, write_result
+from report_helpers import command, write_run
+from result_factory import write_failure
 
 import report
-
-spec = importlib.util.spec_from_file_location(
-    "evaluate_command", Path(__file__).resolve().parent.parent / "evaluate.py"
-)
-command = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(command)
-
-BACKBONES = ["camembert-bio", "alibert", "drbert"]
-STRUCTURES = ["linear", "adapter", "lightweight", "tiny-attention", "grn"]
-
-
-def write_run(runs, model, head=None, tuning=None, scores=(0.8, 0.9), **changes):
-    for fold, score in enumerate(scores):
-        changes |= {"run__model": model, "run__head": head, "run__tuning": tuning, "run__num_folds": 2}
-        write_result(runs, f"{model}-{head}-{tuning}".replace("/", "-"), fold, score, **changes)
 
 
 @pytest.fixture
@@ -45,12 +31,6 @@ def make_report(runs, monkeypatch):
     return run
 
 
-def aggregated(runs) -> pd.DataFrame:
-    results = pd.DataFrame(command.read_files([runs], "result.json", command.read_result, []))
-    failures = pd.DataFrame(columns=[*command.CELL, "failed"])
-    return report.in_paper_order(command.aggregate(results, failures, command.find_missing([], results)))
-
-
 def markdown_rows(text: str, heading: str) -> list[dict]:
     """The first table after a heading, read back as Markdown: one dictionary a row."""
     lines = text[text.index(heading) :].splitlines()
@@ -61,26 +41,6 @@ def markdown_rows(text: str, heading: str) -> list[dict]:
 
 def not_a_row(line: str) -> bool:
     return not line.startswith("|")
-
-
-def test_rows_are_in_the_papers_order(runs):
-    expected = [("tfidf", "-", "-")]
-    expected += [(model, head, "frozen") for model in BACKBONES for head in STRUCTURES]
-    expected += [("drbert", "grn", tuning) for tuning in ("lora", "full")]
-    expected += [("almanach/other", "grn", "frozen"), ("transformer", "-", "-"), ("moe-transformer", "-", "-")]
-    for cell in expected:
-        write_run(runs, *(None if name == "-" else name for name in cell))
-    cells = aggregated(runs)
-    assert list(cells[["model", "head", "tuning"]].itertuples(index=False, name=None)) == expected
-
-
-def test_stand_in_takes_the_place_of_the_real_one(runs):
-    write_run(runs, "transformer")
-    write_run(runs, "standins/mini", "grn", "frozen", model__stand_in_for="alibert")
-    write_run(runs, "tfidf")
-    cells = aggregated(runs)
-    assert [report.shown_model(cell) for _, cell in cells.iterrows()] == ["tfidf", "alibert (stand-in)", "transformer"]
-    assert report.assign_colours(cells)["alibert (stand-in)"] == report.MODELS["alibert"]
 
 
 def test_markdown_table_reads_back(runs, make_report):
@@ -147,21 +107,95 @@ def test_figure_files(runs, make_report):
     assert (first / "f1_vs_hours.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_points_of_the_figure(runs):
-    write_run(runs, "tfidf", scores=(0.7, 0.8), cost__training_hours=0.0)
-    write_run(runs, "drbert", "grn", "frozen", scores=(0.8, 0.9), cost__training_hours=0.5, cost__feature_hours=0.25)
-    (axes,) = report.draw_figure(aggregated(runs), "macro").axes
-    tfidf, drbert = (line for line in axes.lines if line.get_marker() in "X*")
-    assert axes.get_xscale() == "log"
-    assert drbert.get_xydata().tolist() == [[pytest.approx(1.25), pytest.approx(0.85)]]  # the shared pass once
-    assert tfidf.get_xdata()[0] > 0 and tfidf.get_ydata()[0] == pytest.approx(0.75)
-    assert matplotlib.colors.to_hex(drbert.get_color()).upper() == report.MODELS["drbert"]
-    bars = [segment[:, 1].tolist() for bar in axes.collections for segment in bar.get_segments()]
-    assert bars[1] == pytest.approx([0.85 - 0.0707107, 0.85 + 0.0707107])
+class Page(html.parser.HTMLParser):
+    """Tables as lists of rows of texts, ids, and everything that a browser would fetch or follow."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables, self.ids, self.links, self.inside = [], set(), [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.ids.add(attributes.get("id"))
+        self.links += [attributes[name] for name in ("href", "src") if name in attributes]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside in ("td", "button") and data.strip():
+            self.tables[-1][-1][-1] += data.strip()
 
 
-def test_a_panel_for_each_data_set(runs):
+def test_the_page_holds_every_row_and_fetches_nothing(runs, make_report):
+    write_run(runs, "tfidf", scores=(0.7, 0.8), cost__training_hours=0.1)
+    write_run(runs, "<b>bold</b>", "grn", "frozen", scores=(0.9, 0.9))
+    write_failure(runs, "adapter", head="adapter", error="<script>alert(1)</script>")
+    text = (make_report() / "index.html").read_text()
+    page = Page(text)
+    rows = {row[0]: row for table in page.tables for row in table}
+    assert {"tfidf", "<b>bold</b>", "<b>bold</b> grn frozen", "drbert"} <= set(rows)
+    assert "<b>" not in text and "<script>alert" not in text
+    fetched = [link for link in page.links if not link.startswith(("data:", "#"))]
+    assert not fetched and {link[1:] for link in page.links if link.startswith("#")} <= page.ids
+    assert "Deploy " in text[: text.index("<table")]  # the verdict comes first
+
+
+def test_the_statistics_are_explained_column_by_column(runs, make_report):
     write_run(runs, "tfidf")
-    write_run(runs, "drbert", "grn", "frozen", run__dataset="notes.csv")
-    panels = report.draw_figure(aggregated(runs), "macro").axes
-    assert [axes.get_title() for axes in panels] == ["notes.csv", "synthetic"]
+    write_run(runs, "drbert", "grn", "frozen", scores=(0.7, 0.7))
+    text = (make_report() / "index.html").read_text()
+    columns = next(table[0] for table in Page(text).tables if "p (Holm)" in table[0])
+    assert columns == ["Model", *report.STATISTICS]
+
+
+def test_other_files(runs, make_report):
+    write_run(runs, "tfidf")
+    write_run(runs, "a_b%", "grn", "frozen")
+    folder = make_report()
+    content = json.loads((folder / "report.json").read_text())
+    (data_set,) = content["datasets"]
+    assert data_set["name"] == "synthetic" and len(data_set["results"]["rows"]) == 2
+    tex = (folder / "results.tex").read_text()
+    assert "\\toprule" in tex and "a\\_b\\%" in tex
+    assert (folder / "f1_vs_hours.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_multi_label_classes_have_their_counts(runs, make_report):
+    for model, scores in (("tfidf", (0.9, 0.9)), ("drbert", (0.6, 0.6))):
+        changes = {"data__task": "multi-label", "data__class_names": ["toux", "fièvre", "galop"]}
+        write_run(runs, model, scores=scores, **changes)
+    text = (make_report() / "results.md").read_text()
+    rows = markdown_rows(text[text.index("### A closer look") :].split("all folds:")[1], "| Class")
+    assert [row["Class"] for row in rows] == ["toux", "fièvre", "galop"]
+    assert sum(int(row["Test notes"]) for row in rows) == 40  # each invented note has one label
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's package chromium")
+def test_the_page_in_a_browser(runs, make_report, tmp_path):
+    """No error in its console; a click on a header sorts by number, largest first."""
+    for model, hours in (("tfidf", 0.5), ("drbert", 20.0), ("alibert", 3.0)):
+        write_run(runs, model, cost__training_hours=hours)
+    text = (make_report() / "index.html").read_text()
+    click = (
+        "<script>[...document.querySelectorAll('th button')].find(b => b.textContent.startsWith('Training')).click()"
+    )
+    page = tmp_path / "page.html"
+    page.write_text(text.replace("</body>", click + "</script></body>"))
+    # fmt: off
+    done = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            "--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+            "--dump-dom", page.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=60, check=True,
+    )
+    # fmt: on
+    assert "CONSOLE" not in done.stderr
+    assert [row[0] for row in Page(done.stdout).tables[0][1:]] == ["drbert", "alibert", "tfidf"]

@@ -1,0 +1,150 @@
+"""The figures of the report, and how a model is named, ordered and coloured in all of it. Reads no file.
+
+`cells` is one row a (dataset, model, head, tuning); evaluate.py says what the columns are.
+"""
+
+import itertools
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+OTHER = "other backbones"
+# The paper's order and, for the figure, one colour a model (Okabe and Ito's palette, made for colour-blind readers).
+MODELS = {
+    "tfidf": "#000000",
+    "camembert-bio": "#0072B2",
+    "alibert": "#D55E00",
+    "drbert": "#009E73",
+    OTHER: None,  # MORE_COLOURS in turn
+    "transformer": "#E69F00",
+    "moe-transformer": "#56B4E9",
+}
+MORE_COLOURS = ["#CC79A7", "#882255", "#999933", "#888888"]
+HEADS = {"-": "X", "linear": "o", "adapter": "s", "lightweight": "^", "tiny-attention": "D", "grn": "*"}
+TUNINGS = {  # how a marker is filled
+    "-": {},
+    "frozen": {"markerfacecolor": "white"},
+    "lora": {"fillstyle": "left", "markerfacecoloralt": "white"},
+    "full": {},
+}
+
+
+def in_paper_order(cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows as the paper lists them: baseline, backbones with their heads, models trained from scratch."""
+
+    def rank(cell: pd.Series) -> tuple:
+        model = real_model(cell)
+        model_rank = list(MODELS).index(model if model in MODELS else OTHER)
+        head_rank, tuning_rank = (
+            list(known).index(name) if name in known else len(known)
+            for known, name in ((HEADS, cell["head"]), (TUNINGS, cell.tuning))
+        )
+        return cell.dataset, model_rank, model, head_rank, cell["head"], tuning_rank, cell.tuning, cell.model
+
+    ranks = cells.apply(rank, axis=1)
+    return cells.loc[ranks.sort_values().index].reset_index(drop=True)
+
+
+def real_model(cell: pd.Series) -> str:
+    return cell.model if cell.stand_in_for == "-" else cell.stand_in_for
+
+
+def shown_model(cell: pd.Series) -> str:
+    return cell.model if cell.stand_in_for == "-" else f"{cell.stand_in_for} (stand-in)"
+
+
+def cell_name(cell: pd.Series) -> str:
+    return " ".join(part for part in (shown_model(cell), cell["head"], cell.tuning) if part != "-")
+
+
+def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
+    """F1 against hours, a panel for each data set and a point for each row of the table; bars are ± one sd.
+
+    The hours of a point include the shared pass over the notes: what the model costs if it is the only one trained.
+    """
+    drawn = cells[cells.folds_finished > 0]
+    panels = list(drawn.groupby("dataset", sort=False))
+    colours, fronts = assign_colours(drawn), {}
+    figure = Figure(figsize=(10, 5.5 * len(panels)), layout="constrained")
+    for axes, (dataset, rows) in zip(figure.subplots(len(panels), squeeze=False).flat, panels, strict=True):
+        fronts[dataset] = draw_front(axes, rows, average)
+        for _, cell in rows.iterrows():
+            hours = standalone_hours(cell)
+            f1, sd = cell[f"f1_{average}_mean"], cell[f"f1_{average}_sd"]
+            colour = colours[shown_model(cell)]
+            axes.errorbar(hours, f1, yerr=sd, fmt="none", ecolor=(colour, 0.4), zorder=2)
+            axes.plot(hours, f1, zorder=3, **marker_style(colour, cell["head"], cell.tuning))
+            doubts = {"incomplete": cell.status == "incomplete", "collapsed": cell.collapsed_folds > 0}
+            text = ", ".join(word for word, applies in doubts.items() if applies)
+            axes.annotate(text, (hours, f1), xytext=(8, -10), textcoords="offset points", fontsize=8)
+        axes.set(xscale="log", title=dataset, ylabel=f"F1 ({average}), mean ± sd over folds and seeds")
+        axes.set_xlabel("hours, all folds: training plus, for frozen backbones, the shared pass over the notes")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles = legend_handles(drawn, colours)
+    for dataset, names in fronts.items():
+        title = "Best for their hours" + (f", {dataset}" if len(fronts) > 1 else "")
+        lines = [f"{place} {name}" for place, name in enumerate(names, start=1)]
+        handles += [Patch(alpha=0, label=line) for line in (title, *lines)] if names else []
+    figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    return figure
+
+
+def standalone_hours(cell: pd.Series) -> float:
+    # a log axis has no zero: a time too short for its clock is drawn at a hundredth of a second
+    return max(cell.training_hours + cell.feature_hours, 0.01 / 3600)
+
+
+def draw_front(axes: Axes, rows: pd.DataFrame, average: str) -> list[str]:
+    """The complete models that no cheaper one equals (the Pareto front): a step line, and a number at each of them.
+
+    Returns the names of those models, in the order of the numbers.
+    """
+    front, highest = [], -1.0
+    complete = rows[rows.status == "complete"]
+    for _, cell in complete.assign(hours=complete.apply(standalone_hours, axis=1)).sort_values("hours").iterrows():
+        f1 = cell[f"f1_{average}_mean"]
+        if f1 > highest:
+            front.append((cell.hours, f1, cell_name(cell)))
+            highest = f1
+    if front:
+        hours, scores, _ = zip(*front, strict=True)
+        axes.step(hours, scores, where="post", color="0.6", lw=1, zorder=1)
+    for place, (hours, f1, _) in enumerate(front, start=1):
+        axes.annotate(str(place), (hours, f1), xytext=(-9, 6), textcoords="offset points", fontsize=9, weight="bold")
+    return [name for _, _, name in front]
+
+
+def assign_colours(cells: pd.DataFrame) -> dict[str, str]:
+    more = itertools.cycle(MORE_COLOURS)
+    return {
+        shown_model(cell): MODELS[real_model(cell)] if real_model(cell) in MODELS else next(more)
+        for _, cell in cells.drop_duplicates(["model", "stand_in_for"]).iterrows()
+    }
+
+
+def marker_style(colour: str, head: str, tuning: str) -> dict:
+    # a star looks smaller than a disc of its size
+    size = 12 if head == "grn" else 8
+    return {"color": colour, "marker": HEADS.get(head, "v"), "markersize": size} | TUNINGS.get(tuning, {})
+
+
+def legend_handles(cells: pd.DataFrame, colours: dict[str, str]) -> list[Line2D | Patch]:
+    """Colour says the model, shape the head, filling the tuning; only what the figure holds of each."""
+    heads = [head for head in HEADS if head != "-" and head in set(cells["head"])]
+    tunings = [tuning for tuning in TUNINGS if tuning != "-" and tuning in set(cells.tuning)]
+
+    def entry(label: str, head: str, tuning: str) -> Line2D:
+        return Line2D([], [], linestyle="", label=label, **marker_style("dimgray", head, tuning))
+
+    groups = {
+        "Model": [Patch(color=colour, label=model) for model, colour in colours.items()],
+        "Head": [entry(head, head, "-") for head in heads],
+        "Tuning": [entry(tuning, "linear", tuning) for tuning in tunings],
+    }
+    titled = [[Patch(alpha=0, label=title), *handles] for title, handles in groups.items() if handles]
+    return list(itertools.chain.from_iterable(titled))

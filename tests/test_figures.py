@@ -1,0 +1,76 @@
+"""The order and the names of models, the figure's points, front and panels."""
+
+import matplotlib.colors
+import pytest
+from report_helpers import BACKBONES, STRUCTURES, aggregated, write_run
+
+import figures
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return tmp_path / "runs"
+
+
+def test_rows_are_in_the_papers_order(runs):
+    expected = [("tfidf", "-", "-")]
+    expected += [(model, head, "frozen") for model in BACKBONES for head in STRUCTURES]
+    expected += [("drbert", "grn", tuning) for tuning in ("lora", "full")]
+    expected += [("almanach/other", "grn", "frozen"), ("transformer", "-", "-"), ("moe-transformer", "-", "-")]
+    for cell in expected:
+        write_run(runs, *(None if name == "-" else name for name in cell))
+    cells = aggregated(runs)
+    assert list(cells[["model", "head", "tuning"]].itertuples(index=False, name=None)) == expected
+
+
+def test_stand_in_takes_the_place_of_the_real_one(runs):
+    write_run(runs, "transformer")
+    write_run(runs, "standins/mini", "grn", "frozen", model__stand_in_for="alibert")
+    write_run(runs, "tfidf")
+    cells = aggregated(runs)
+    assert [figures.shown_model(cell) for _, cell in cells.iterrows()] == [
+        "tfidf",
+        "alibert (stand-in)",
+        "transformer",
+    ]
+    assert figures.assign_colours(cells)["alibert (stand-in)"] == figures.MODELS["alibert"]
+
+
+def test_points_of_the_figure(runs):
+    write_run(runs, "tfidf", scores=(0.7, 0.8), cost__training_hours=0.0)
+    write_run(runs, "drbert", "grn", "frozen", scores=(0.8, 0.9), cost__training_hours=0.5, cost__feature_hours=0.25)
+    (axes,) = figures.draw_figure(aggregated(runs), "macro").axes
+    tfidf, drbert = (line for line in axes.lines if line.get_marker() in "X*")
+    assert axes.get_xscale() == "log"
+    assert drbert.get_xydata().tolist() == [[pytest.approx(1.25), pytest.approx(0.85)]]  # the shared pass once
+    assert tfidf.get_xdata()[0] > 0 and tfidf.get_ydata()[0] == pytest.approx(0.75)
+    assert matplotlib.colors.to_hex(drbert.get_color()).upper() == figures.MODELS["drbert"]
+    bars = [segment[:, 1].tolist() for bar in axes.collections for segment in bar.get_segments()]
+    assert bars[1] == pytest.approx([0.85 - 0.0707107, 0.85 + 0.0707107])
+
+
+def test_a_panel_for_each_data_set(runs):
+    write_run(runs, "tfidf")
+    write_run(runs, "drbert", "grn", "frozen", run__dataset="notes.csv")
+    panels = figures.draw_figure(aggregated(runs), "macro").axes
+    assert [axes.get_title() for axes in panels] == ["notes.csv", "synthetic"]
+
+
+def test_front_holds_what_no_cheaper_model_equals(runs):
+    """Only complete models count, and a dearer one must be better, not as good."""
+    for model, score, hours in (
+        ("tfidf", 0.80, 0.1),
+        ("drbert", 0.90, 3.0),
+        ("alibert", 0.85, 2.0),
+        ("worse", 0.7, 4.0),
+    ):
+        write_run(runs, model, scores=(score, score), cost__training_hours=hours)
+    write_run(runs, "as-good", scores=(0.85, 0.85), cost__training_hours=2.5)
+    write_run(runs, "half-done", scores=(0.99,), cost__training_hours=0.01)
+    figure = figures.draw_figure(aggregated(runs), "macro")
+    (axes,) = figure.axes
+    (front,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+    assert front.get_ydata().tolist() == pytest.approx([0.80, 0.85, 0.90])
+    assert front.get_xdata().tolist() == pytest.approx([0.2, 4.0, 6.0])
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[-4:] == ["Best for their hours", "1 tfidf", "2 alibert", "3 drbert"]
