@@ -9,6 +9,7 @@ classes that exclude each other (true class x predicted class), 4 K + 2 for mult
 class, notes with all classes right, notes).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -32,9 +33,10 @@ class Answers:
     """What one model answered on the test notes, each seed's on all folds together.
 
     `labels` is (notes,) with class indices, or (notes, classes) with 0 and 1; `predicted` is (seeds, *labels.shape).
-    `groups` and `folds` are (notes,). All models of a comparison have their notes in the same order.
+    `ids`, `groups` and `folds` are (notes,). All models of a comparison have their notes in the same order.
     """
 
+    ids: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
     groups: np.ndarray
@@ -263,3 +265,34 @@ def choose_model(table: pd.DataFrame, hours: pd.Series, notes: int) -> Verdict:
     doubtful = choice != best and bool(chosen.gap_low < -RELEVANT)
     needed = notes_that_would_tell(chosen.gap, chosen.gap_se, notes) if doubtful else None
     return Verdict(choice, best, int(hours.argmax()), candidates, doubtful, needed)
+
+
+# ---- notes to look at ----------------------------------------------------------------------------------------------
+
+
+def hard_notes(answers: list[Answers], class_names: Sequence[str]) -> pd.DataFrame:
+    """The notes that most models get wrong, hardest first: ids and counts, no text.
+
+    `missed_by` is the share of models (and seeds) whose answer is wrong, `contradicted_by` the share that give one and
+    the same other answer, `their_answer`: where that is most of them, the label may be the mistake. Of a multi-label
+    note an answer is the whole set of its labels.
+    """
+    truth = _in_words(answers[0].labels, class_names)
+    given = pd.DataFrame(
+        [_in_words(seed, class_names) for each in answers for seed in each.predicted]
+    )  # a row a model
+    wrong = given.ne(truth, axis=1)
+    missed = wrong.mean().to_numpy()
+    rows = []
+    for note in np.flatnonzero(missed > 0.5):
+        others = given.loc[wrong[note], note].value_counts(sort=True)
+        rows.append([answers[0].ids[note], truth[note], missed[note], others.iloc[0] / len(given), others.index[0]])
+    table = pd.DataFrame(rows, columns=["id", "label", "missed_by", "contradicted_by", "their_answer"])
+    return table.sort_values(["missed_by", "contradicted_by"], ascending=False, kind="stable", ignore_index=True)
+
+
+def _in_words(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    if labels.ndim == 1:
+        return np.array(class_names, dtype=object)[labels]
+    sets = (", ".join(name for name, has in zip(class_names, row, strict=True) if has) or "none" for row in labels)
+    return np.array([*sets], dtype=object)

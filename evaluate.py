@@ -40,6 +40,7 @@ else:
     import numpy as np
     import pandas as pd
 
+    import calibration
     import comparison
     import figures
     import report
@@ -56,7 +57,7 @@ SCORES += ["hamming_loss", "auroc", "auprc", "mcc"]
 
 # The part of the files that is read, in their shape: field and type. TEXT may be null and is then read as "-".
 # results.py writes them; it is not imported for its version number, because that would load torch.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TEXT, NUMBER, NUMBER_OR_NONE = str | None, int | float, int | float | None
 RUN = {"run_id": str, "dataset": str, "model": str, "head": TEXT, "tuning": TEXT}
 FAILURE = {"run": RUN, "error": str}
@@ -68,7 +69,7 @@ RESULT = {
         "class_names": list,
         "splits": dict.fromkeys(["train", "validation", "test"], {"notes": int}),
     },
-    "model": {"kind": str, "backbone": TEXT, "revision": TEXT, "stand_in_for": TEXT}
+    "model": {"kind": str, "backbone": TEXT, "revision": TEXT, "stand_in_for": TEXT, "temperature": NUMBER}
     | dict.fromkeys(["trainable_parameters", "total_parameters"], int),
     "metrics": {"collapsed": bool},
     "cost": dict.fromkeys(["training_hours", "feature_hours"], NUMBER)
@@ -77,6 +78,7 @@ RESULT = {
 }
 
 
+POINT = {"kept": str, "required": NUMBER} | dict.fromkeys(["recall", "precision"], NUMBER_OR_NONE)
 ESTIMATE = {"runs": dict}
 ESTIMATE_OF_RUN = dict.fromkeys(["training_hours", "training_hours_an_epoch"], NUMBER) | {"epochs": NUMBER_OR_NONE}
 
@@ -171,9 +173,13 @@ def read_result(path: Path) -> dict:
         raise ValueError(f"data.task is none of {', '.join(AVERAGES)}")
     required = [f"{name}_{average}" for average in AVERAGES[task] for name in ("precision", "recall", "f1")]
     present = [score for score in SCORES if score in metrics]
+    check_fields(content, {"operating_points": list})
+    for point in content["operating_points"]:
+        check_fields(point, POINT, "operating_points.")
     check_fields(content, {"metrics": dict.fromkeys(["accuracy", *required, *present], NUMBER_OR_NONE)})
     record = {key: content[part][key] for part, fields in RESULT.items() for key in fields}
     record["class_names"] = tuple(map(str, record["class_names"]))
+    record["operating_points"] = content["operating_points"]
     return record | {score: metrics.get(score) for score in SCORES}
 
 
@@ -273,11 +279,13 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
 
     They are on the same notes and folds: `check_comparable` saw to it. `unreadable` gets a line for each other cell.
     """
-    kept, answers = [], []
+    kept, answers, trust = [], [], []
     for number, cell in cells[cells.status == "complete"].iterrows():
-        mine = (results[CELL] == cell[CELL]).all(axis=1)
+        folds = results[(results[CELL] == cell[CELL]).all(axis=1)].sort_values(["seed", "fold"])
         try:
-            answers.append(read_answers(results[mine].sort_values(["seed", "fold"])))
+            predictions = read_predictions(folds)
+            answers.append(collect_answers(predictions, len(folds.class_names.iloc[0])))
+            trust.append(measure_trust(predictions, folds, cell.task))
             kept.append(number)
         except (OSError, ValueError, KeyError) as error:
             # only the kind of error: the file may be anything, and what it holds is not ours to print
@@ -285,28 +293,45 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
                 f"statistics of {figures.cell_name(cell)}: no usable predictions ({type(error).__name__})"
             )
     if len(answers) < 2:
-        return report.Compared(kept, answers, None, None)
+        return report.Compared(kept, answers, trust, None, None)
     table = comparison.compare(answers, metric)
     hours = (cells.training_hours + cells.feature_hours)[kept].reset_index(drop=True)
-    return report.Compared(kept, answers, table, comparison.choose_model(table, hours, len(answers[0].labels)))
+    verdict = comparison.choose_model(table, hours, len(answers[0].labels))
+    return report.Compared(kept, answers, trust, table, verdict)
 
 
-def read_answers(results: pd.DataFrame) -> comparison.Answers:
-    """The predictions of all folds and seeds of a cell, in the order of the note ids."""
-    seeds = []
-    for _, folds in results.groupby("seed"):
-        parts = [
-            pd.read_parquet(path.with_name("predictions.parquet"), columns=["id", "group", "label", "predicted"])
-            for path in folds.path
-        ]
-        parts = [part.assign(fold=fold) for part, fold in zip(parts, folds.fold, strict=True)]
-        seeds.append(pd.concat(parts).sort_values(["id", "fold"]))
+def read_predictions(results: pd.DataFrame) -> list[pd.DataFrame]:
+    """The predictions of each seed on all folds, in the order of the note ids."""
+    columns = ["id", "group", "label", "predicted", "probabilities"]
+    return [
+        pd.concat(
+            pd.read_parquet(path.with_name("predictions.parquet"), columns=columns).assign(fold=fold)
+            for path, fold in zip(folds.path, folds.fold, strict=True)
+        ).sort_values(["id", "fold"])
+        for _, folds in results.groupby("seed")
+    ]
+
+
+def collect_answers(predictions: list[pd.DataFrame], classes: int) -> comparison.Answers:
     labels, predicted = (
-        [np.stack(seed[column].to_numpy()).astype(int) for seed in seeds] for column in ("label", "predicted")
+        [np.stack(seed[column].to_numpy()).astype(int) for seed in predictions] for column in ("label", "predicted")
     )
-    first = seeds[0]
-    classes = len(results.class_names.iloc[0])
-    return comparison.Answers(labels[0], np.stack(predicted), first.group.to_numpy(), first.fold.to_numpy(), classes)
+    ids, groups, folds = (predictions[0][column].to_numpy() for column in ("id", "group", "fold"))
+    return comparison.Answers(ids, labels[0], np.stack(predicted), groups, folds, classes)
+
+
+def measure_trust(predictions: list[pd.DataFrame], results: pd.DataFrame, task: str) -> report.Trust:
+    """How far probabilities can be believed, as they are and at each fold's temperature; and the operating points."""
+    told, tempered = [], []
+    temperature = results.set_index(["seed", "fold"]).temperature
+    for seed, of_seed in zip(sorted(results.seed.unique()), predictions, strict=True):
+        for fold, rows in of_seed.groupby("fold"):
+            probabilities, labels = (np.stack(rows[column].to_numpy()) for column in ("probabilities", "label"))
+            scaled = calibration.apply_temperature(probabilities, temperature[seed, fold], task)
+            told.append(calibration.claims(probabilities, labels, task))
+            tempered.append(calibration.claims(scaled, labels, task))
+    points = pd.DataFrame([point for fold in results.operating_points for point in fold])
+    return report.Trust(*(tuple(map(np.concatenate, zip(*each, strict=True))) for each in (told, tempered)), points)
 
 
 def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFrame:

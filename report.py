@@ -11,11 +11,13 @@ from pathlib import Path
 
 import jinja2
 import matplotlib
+import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 from tabulate import tabulate
 
-from comparison import LEVEL, PERMUTATIONS, POWER, RELEVANT, RESAMPLES, Answers, Verdict
+from calibration import brier_score, expected_calibration_error
+from comparison import LEVEL, PERMUTATIONS, POWER, RELEVANT, RESAMPLES, Answers, Verdict, hard_notes
 from figures import cell_name, draw_figure, shown_model
 
 STAND_INS = (
@@ -38,6 +40,16 @@ STATISTICS = {
     "`resampled_t_test`.",
     "Hours, alone": "Training on all folds as if it were the only model, an encoder's pass over the notes included.",
     "Hours, pass shared": "The same, that pass divided by the heads that used it.",
+}
+# Likewise of the table of calibration, by functions of calibration.py.
+TRUST = {
+    "Calibration error": "Expected calibration error of the test folds, 15 bins: how far, on average, a claimed "
+    "probability is from the share of such claims that are so (binary: that a note is positive; multi-label: that it "
+    "has a class; multi-class: that the answer is right): `expected_calibration_error`.",
+    "Calibration error, at temperature": "The same after scaling by a temperature fitted on validation: "
+    "`fit_temperature`.",
+    "Brier score": "Mean squared distance between claim and truth; 0 is perfect: `brier_score`.",
+    "Brier score, at temperature": "The same after temperature scaling.",
 }
 RULE = (
     f"The verdict (`choose_model`): of the models whose p (Holm) is at least {LEVEL}, the cheapest to train alone. It "
@@ -64,16 +76,27 @@ PAPER = [
 
 
 PAPER_COLUMNS = ["Source", "Model", "Accuracy", "Precision", "Recall", "F1", "Cost"]
-LEFT_ALIGNED = {"Model", "Head", "Tuning", "Notes", "Run", "Source", "Cost", "Class", "True class"}
+LEFT_ALIGNED = {"Threshold keeps", "Model", "Head", "Tuning", "Notes", "Run", "Source", "Cost", "Class", "True class"}
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What one model claimed with which probability, and whether it is so (calibration.py), of all folds and seeds; as
+    it is and at the temperature fitted on validation. `points` has a row for each fold's operating points."""
+
+    told: tuple[np.ndarray, np.ndarray]
+    tempered: tuple[np.ndarray, np.ndarray]
+    points: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The statistics of one data set. `table` and `answers` have an entry for each of `cells`, the index of its row in
-    the table of results; `table` is None where fewer than two models have all folds and their predictions."""
+    """The statistics of one data set. `answers`, `trust` and `table` have an entry for each of `cells`, the index of
+    its row in the table of results; `table` is None where fewer than two models have all folds and predictions."""
 
     cells: list[int]
     answers: list[Answers]
+    trust: list[Trust]
     table: pd.DataFrame | None
     verdict: Verdict | None
 
@@ -120,6 +143,7 @@ class DataSet:
     results: Table
     has_stand_ins: bool
     statistics: Table | None
+    trust: Table | None
     closer_look: dict[str, list[Table]] = field(
         default_factory=dict
     )  # of the best and the chosen: per class, confusion
@@ -136,7 +160,7 @@ def write_report(
     damaged: list[str],
     command: str,
 ) -> None:
-    """Writes index.html, results.md, results.csv, results.tex, report.json and the figure to the folder.
+    """Writes index.html, results.md, results.csv, results.tex, hard_notes.csv, report.json, the figure to the folder.
 
     `compared` is the statistics of each data set, `estimated` one row a run whose hours were estimated beforehand
     (evaluate.py says what its columns are); `average` is the average of precision, recall and F1 to show (the CSV has
@@ -153,6 +177,13 @@ def write_report(
         describe(name, rows, results[results.dataset == name], compared[name], average)
         for name, rows in cells.groupby("dataset", sort=False)
     ]
+    hard = [
+        hard_notes(each.answers, results[results.dataset == name].class_names.iloc[0]).assign(dataset=name)
+        for name, each in compared.items()
+        if each.answers
+    ]
+    if hard:
+        pd.concat(hard).to_csv(folder / "hard_notes.csv", index=False, float_format="%.3f")
     content = {
         "average": average,
         "datasets": datasets,
@@ -162,7 +193,7 @@ def write_report(
         "command": command,
     }
     figure_text = base64.b64encode((folder / "f1_vs_hours.svg").read_bytes()).decode()
-    constant = {"statistics": STATISTICS, "rule": RULE, "stand_ins": STAND_INS, "figure": figure_text}
+    constant = {"statistics": STATISTICS, "trust": TRUST, "rule": RULE, "stand_ins": STAND_INS, "figure": figure_text}
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=lambda name: name.endswith(".html"),
@@ -195,6 +226,7 @@ def describe(name: str, cells: pd.DataFrame, results: pd.DataFrame, compared: Co
         results=results_table(cells, average),
         has_stand_ins=bool((cells.stand_in_for != "-").any()),
         statistics=None if compared.table is None else statistics_table(cells, compared, average),
+        trust=trust_table(cells, compared) if compared.cells else None,
         problems=list_problems(cells),
     )
     if compared.verdict is not None:
@@ -202,7 +234,10 @@ def describe(name: str, cells: pd.DataFrame, results: pd.DataFrame, compared: Co
         for row in dict.fromkeys([compared.verdict.choice, compared.verdict.best]):
             answers = compared.answers[row]
             title = cell_name(cells.loc[compared.cells[row]])
-            content.closer_look[title] = [class_table(answers, class_names), confusion_table(answers, class_names)]
+            tables = [class_table(answers, class_names), confusion_table(answers, class_names)]
+            if len(points := compared.trust[row].points):
+                tables.append(points_table(points))
+            content.closer_look[title] = tables
     return content
 
 
@@ -288,6 +323,27 @@ def confusion_table(answers: Answers, class_names: tuple[str, ...]) -> Table:
     return Table(
         [first, *columns], [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(class_names, rows, strict=True)]
     )
+
+
+def trust_table(cells: pd.DataFrame, compared: Compared) -> Table:
+    rows = []
+    for number_of_cell, trust in zip(compared.cells, compared.trust, strict=True):
+        values = [
+            score(*part)
+            for score in (expected_calibration_error, brier_score)
+            for part in (trust.told, trust.tempered)
+        ]
+        rows.append([cell_name(cells.loc[number_of_cell]), *(f"{value:.3f}" for value in values)])
+    return Table(["Model", *TRUST], rows)
+
+
+def points_table(points: pd.DataFrame) -> Table:
+    """Mean over the folds in which validation had a threshold that keeps what is required."""
+    rows = []
+    for (kept, required), folds in points.groupby(["kept", "required"], sort=False):
+        means = [number(folds[name].astype(float).mean(), ".3f") for name in ("recall", "precision")]
+        rows.append([f"{kept} of {required:g} on validation", *means, f"{folds.threshold.notna().sum()}/{len(folds)}"])
+    return Table(["Threshold keeps", "Recall on test", "Precision on test", "Folds with one"], rows)
 
 
 def estimates_table(estimated: pd.DataFrame) -> Table:

@@ -33,6 +33,7 @@ from transformers import HfArgumentParser, TrainingArguments
 import hub
 from backbones import BackboneError
 from baseline import Settings
+from calibration import fit_temperature, operating_points
 from data import DataArguments, DataError, load_notes
 from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
@@ -156,9 +157,14 @@ def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) ->
 
     validation_probabilities = trained.predict(split.validation)
     thresholds = tune_thresholds(validation_probabilities, notes.labels[split.validation], notes.task)
+    temperature = fit_temperature(validation_probabilities, notes.labels[split.validation], notes.task)
     started = time.perf_counter()
     test_probabilities = trained.predict(split.test)
     seconds = time.perf_counter() - started
+    points = []
+    if notes.task == "binary":
+        validation = validation_probabilities, notes.labels[split.validation]
+        points = operating_points(validation, (test_probabilities, notes.labels[split.test]))
     scores = {
         part: metric.compute(predictions=probabilities, references=notes.labels[rows], thresholds=thresholds)
         for part, probabilities, rows in (
@@ -181,8 +187,9 @@ def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) ->
                 for part, rows in split.parts()
             },
         },
-        "model": trained.model | {"thresholds": thresholds},
+        "model": trained.model | {"thresholds": thresholds, "temperature": temperature},
         **scores,
+        "operating_points": points,
         "cost": {
             **trained.cost,
             "evaluation_seconds": seconds,
@@ -219,8 +226,10 @@ def resolve_settings(
 
 def check_same_settings(folder: Path, finished: dict, settings: dict, data_fingerprint: str):
     """A finished fold counts for this run only if it was made with the same settings on the same notes."""
+    remedy = "choose another --output_dir, or --overwrite"
+    if finished["schema_version"] != SCHEMA_VERSION:
+        raise ArgumentError(f"{folder} was finished by another version of these scripts: {remedy}.")
     if finished["data"]["fingerprint"] != data_fingerprint:
-        remedy = "choose another --output_dir, or --overwrite"
         raise ArgumentError(f"{folder} was finished on other notes or other splits of them: {remedy}.")
     different = [
         f"seed {finished['arguments']['seed']}, now {settings['seed']}"
@@ -233,10 +242,7 @@ def check_same_settings(folder: Path, finished: dict, settings: dict, data_finge
         if name != "dataset" and finished["arguments"][part].get(name) != value
     ]
     if different:
-        raise ArgumentError(
-            f"{folder} was finished with other settings ({'; '.join(different)}): choose another --output_dir, or "
-            "--overwrite."
-        )
+        raise ArgumentError(f"{folder} was finished with other settings ({'; '.join(different)}): {remedy}.")
 
 
 def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):

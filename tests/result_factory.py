@@ -21,7 +21,7 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
     scores = dict.fromkeys(names, score) | {"per_class": {}, "confusion_matrix": [[1, 0], [0, 1]], "collapsed": False}
     splits = {"train": 60, "validation": 20, "test": 20}
     result = {
-        "schema_version": 1,
+        "schema_version": 2,
         "status": "finished",
         "run": {"run_id": run_id, "model": "drbert", "head": "grn", "tuning": "frozen", "seed": 0, "fold": fold}
         | {"num_folds": 3, "num_seeds": 1, "dataset": "synthetic"},
@@ -33,9 +33,15 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
             "splits": {name: {"notes": size, "groups": size, "labels": {}} for name, size in splits.items()},
         },
         "model": {"kind": "pretrained", "backbone": "Dr-BERT/DrBERT-7GB", "revision": "0f1e", "stand_in_for": None}
-        | {"trainable_parameters": 1_771_778, "total_parameters": 112_000_000, "thresholds": None},
+        | {"trainable_parameters": 1_771_778, "total_parameters": 112_000_000, "thresholds": None, "temperature": 2.0},
         "metrics": scores,
         "validation": scores,
+        "operating_points": [
+            {"kept": kept, "required": 0.9, "threshold": 0.4, "recall": 0.85, "precision": 0.75}
+            for kept in ("recall", "precision")
+        ]
+        if task == "binary"
+        else [],
         "cost": {"training_hours": 0.25, "feature_hours": 0.0, "evaluation_seconds": 1.2, "peak_memory_mb": 900.0}
         | {"epochs": 7, "best_epoch": 4},
         "environment": {
@@ -65,8 +71,10 @@ def invent_predictions(result: dict) -> pd.DataFrame:
     predicted = (labels + wrong) % classes
     if task == "multi-label":
         labels, predicted = (np.eye(classes, dtype=int)[column] for column in (labels, predicted))
+    sure = np.where(np.eye(classes)[predicted] if predicted.ndim == 1 else predicted, 0.9, 0.1 / max(classes - 1, 1))
     columns = {"id": [f"f{fold}-{n:02}" for n in notes], "group": 10 * fold + notes // 2}
-    return pd.DataFrame(columns | {"label": labels.tolist(), "predicted": predicted.tolist()})
+    columns |= {"label": labels.tolist(), "predicted": predicted.tolist(), "probabilities": sure.tolist()}
+    return pd.DataFrame(columns)
 
 
 def write_result(folder: Path, *args, **changes) -> Path:
@@ -84,5 +92,5 @@ def write_failure(
 ) -> None:
     (folder / run_id).mkdir(parents=True, exist_ok=True)
     run = {"run_id": run_id, "model": model, "head": head, "tuning": tuning, "dataset": "synthetic"}
-    content = {"schema_version": 1, "status": "failed", "run": run, "error": error}
+    content = {"schema_version": 2, "status": "failed", "run": run, "error": error}
     (folder / run_id / "failed.json").write_text(json.dumps(content), encoding="utf-8")

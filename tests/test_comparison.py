@@ -11,6 +11,7 @@ from comparison import (
     choose_model,
     compare,
     difference,
+    hard_notes,
     holm,
     interval,
     mcnemar_test,
@@ -25,7 +26,7 @@ def binary(labels, predicted, groups=None, folds=None):
     everything = np.arange(len(labels))
     groups = everything if groups is None else np.asarray(groups)
     folds = np.zeros(len(labels), dtype=int) if folds is None else np.asarray(folds)
-    return Answers(labels, predicted, groups, folds, num_classes=2)
+    return Answers(everything, labels, predicted, groups, folds, num_classes=2)
 
 
 def invent(seed, notes=150, group_size=1, accuracy=0.8, models=1):
@@ -52,7 +53,7 @@ def test_metrics_from_counts_are_those_of_scikit_learn(task):
     else:
         labels, predicted = draw.integers(0, classes, 60), draw.integers(0, classes - (task != "binary"), 60)
         extra = ["f1_positive", "precision_positive", "recall_positive"] if task == "binary" else []
-    answers = Answers(labels, predicted[None], np.arange(60) // 3, np.arange(60) % 5, classes)
+    answers = Answers(np.arange(60), labels, predicted[None], np.arange(60) // 3, np.arange(60) % 5, classes)
     for metric in METRICS + extra:
         if metric == "accuracy":
             expected = sk.accuracy_score(labels, predicted)
@@ -201,3 +202,22 @@ def test_a_warning_where_the_notes_cannot_tell():
     verdict = verdict_of([0.87, 0.90], [0.2, np.nan], [0.1, 2.0], gap_low=-0.07)
     assert verdict.choice == 0 and verdict.too_few_notes
     assert verdict.notes_needed == notes_that_would_tell(-0.03, 0.01, 1000)
+
+
+def test_notes_that_most_models_miss():
+    labels = np.array([0, 1, 2, 0, 1])
+    given = [[0, 2, 2, 1, 1], [0, 2, 0, 2, 1], [0, 2, 1, 1, 0]]
+    models = [Answers(np.array([*"abcde"]), labels, np.array([each]), labels, labels, 3) for each in given]
+    table = hard_notes(models, ["non", "oui", "peut-être"])
+    assert table.id.tolist() == ["b", "d", "c"]  # all wrong and agreed; all wrong; two wrong; e: only one
+    assert table.missed_by.tolist() == pytest.approx([1, 1, 2 / 3])
+    assert table.contradicted_by.tolist() == pytest.approx([1, 2 / 3, 1 / 3])
+    assert table.label.tolist() == ["oui", "non", "peut-être"]
+    assert table.their_answer.tolist()[:2] == ["peut-être", "oui"]
+
+
+def test_answers_to_multi_label_notes_are_sets():
+    labels = np.array([[1, 0], [1, 1]])
+    model = Answers(np.array(["a", "b"]), labels, np.array([[[1, 0], [0, 0]]]), np.arange(2), np.zeros(2), 2)
+    (row,) = hard_notes([model], ["toux", "fièvre"]).itertuples(index=False)
+    assert (row.id, row.label, row.their_answer) == ("b", "toux, fièvre", "none")

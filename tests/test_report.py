@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from report_helpers import command, write_run
 from result_factory import write_failure
@@ -161,6 +162,9 @@ def test_other_files(runs, make_report):
     content = json.loads((folder / "report.json").read_text())
     (data_set,) = content["datasets"]
     assert data_set["name"] == "synthetic" and len(data_set["results"]["rows"]) == 2
+    hard = pd.read_csv(folder / "hard_notes.csv")
+    assert set(hard.columns) == {"id", "label", "missed_by", "contradicted_by", "their_answer", "dataset"}
+    assert len(hard) and (hard.missed_by > 0.5).all() and hard.id.str.match(r"f\d-\d\d").all()
     tex = (folder / "results.tex").read_text()
     assert "\\toprule" in tex and "a\\_b\\%" in tex
     assert (folder / "f1_vs_hours.pdf").read_bytes().startswith(b"%PDF")

@@ -43,7 +43,7 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
     tested = []
     for fold in range(2):
         result = read(output / f"fold-{fold}")
-        assert result["schema_version"] == 1 and result["status"] == "finished"
+        assert result["schema_version"] == 2 and result["status"] == "finished"
         assert result["run"] == {
             "run_id": "transformer", "model": "transformer", "head": None, "tuning": None, "dataset": "notes.csv",
             "seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1,
@@ -69,6 +69,9 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
             thresholds=result["model"]["thresholds"],
         )
         assert again == result["metrics"]
+        assert 0.05 <= result["model"]["temperature"] <= 20
+        points = {(point["kept"], point["required"]) for point in result["operating_points"]}
+        assert points == {(kept, required) for kept in ("recall", "precision") for required in (0.9, 0.95)}
         tested += list(predictions["id"])
         assert not (output / f"fold-{fold}" / "checkpoints").exists()
     assert sorted(tested) == sorted(notes.index)
@@ -99,6 +102,12 @@ def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path
     assert "other settings (learning_rate 0.001, now 0.5)" in capsys.readouterr().err
     assert train.main(arguments(notes_file, output, "--seed", "1")) == 1
     assert "other settings (seed 0, now 1)" in capsys.readouterr().err
+    finished = json.loads(files[0].read_text())
+    files[0].write_text(json.dumps(finished | {"schema_version": 1}))
+    assert train.main(arguments(notes_file, output)) == 1
+    assert "was finished by another version of these scripts" in capsys.readouterr().err
+    files[0].write_text(json.dumps(finished))
+    stamps[0] = files[0].stat().st_mtime_ns
     invent_notes(93).to_csv(notes_file, index=False)
     assert train.main(arguments(notes_file, output)) == 1
     assert "was finished on other notes or other splits" in capsys.readouterr().err
