@@ -105,6 +105,8 @@ def main() -> int:
     cells = figures.in_paper_order(aggregate(results, failures, missing))
     command = shlex.join(["python", "evaluate.py", *map(str, args.folders), "--output", str(args.output)])
     command = f"{command} --average {args.average}"
+    if args.price_per_hour is not None:
+        command += f" --price_per_hour {args.price_per_hour:g}"
     unreadable: list[str] = []
     compared = {
         dataset: compare_models(rows, results[results.dataset == dataset], f"f1_{args.average}", unreadable)
@@ -113,7 +115,9 @@ def main() -> int:
     complain_of(unreadable)
     damaged += unreadable
     estimated = compare_estimates(estimates, results)
-    report.write_report(args.output, cells, results, compared, estimated, args.average, damaged, command)
+    report.write_report(
+        args.output, cells, results, compared, estimated, args.average, args.price_per_hour, damaged, command
+    )
 
     for dataset, rows in cells.groupby("dataset", sort=False):
         print(f"\n{dataset}\n{report.results_table(rows, args.average).draw('simple')}")
@@ -135,7 +139,14 @@ def parse_args() -> argparse.Namespace:
         help="how precision, recall and F1 are averaged over classes in the table and the figure; positive is the "
         "positive class of a binary task, micro is for multi-label tasks (default: macro; the CSV holds them all)",
     )
+    parser.add_argument(
+        "--price_per_hour",
+        type=float,
+        help="what an hour of the machine costs, in any currency: adds a column of prices",
+    )
     args = parser.parse_args()
+    if args.price_per_hour is not None and not 0 <= args.price_per_hour < float("inf"):
+        parser.error(f"--price_per_hour {args.price_per_hour:g}: give what an hour of the machine costs, from 0")
     for folder in args.folders:
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder: give the folder train.py wrote its runs to")
@@ -180,6 +191,8 @@ def read_result(path: Path) -> dict:
     record = {key: content[part][key] for part, fields in RESULT.items() for key in fields}
     record["class_names"] = tuple(map(str, record["class_names"]))
     record["operating_points"] = content["operating_points"]
+    sizes = [part["notes"] for part in record["splits"].values()]
+    record |= {"test_notes": record["splits"]["test"]["notes"], "corpus_notes": sum(sizes)}
     return record | {score: metrics.get(score) for score in SCORES}
 
 
@@ -378,6 +391,8 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
         training_hours=("training_hours", "sum"),
         feature_hours=("feature_hours", "max"),
         evaluation_seconds=("evaluation_seconds", "sum"),
+        evaluated_notes=("test_notes", "sum"),
+        corpus_notes=("corpus_notes", "first"),
         peak_memory_mb=("peak_memory_mb", "max"),
     )
     # seeds may have been planned in one run (num_seeds) or added one run at a time

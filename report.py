@@ -38,8 +38,16 @@ STATISTICS = {
     "p (McNemar)": "The exact test of these two counts, notes taken as independent: `mcnemar_test`, by statsmodels.",
     "p (folds)": "t-test over folds, its variance corrected for their shared training notes (Nadeau and Bengio 2003): "
     "`resampled_t_test`.",
+}
+# Likewise of the table of costs, from what was measured when the folds were trained.
+COSTS = {
     "Hours, alone": "Training on all folds as if it were the only model, an encoder's pass over the notes included.",
     "Hours, pass shared": "The same, that pass divided by the heads that used it.",
+    "Notes a second": "Prediction on the test folds, by the machine and the batches of the training; for a frozen "
+    "encoder with its pass over these notes.",
+    "Peak memory, GB": "The most that the process held, imported libraries included; of the GPU where there is one.",
+    "Trainable parameters": "Those that were trained; of a baseline its coefficients.",
+    "All parameters": "Those that a prediction needs.",
 }
 # Likewise of the table of calibration, by functions of calibration.py.
 TRUST = {
@@ -141,6 +149,7 @@ class DataSet:
     verdict: str
     facts: dict[str, str]
     results: Table
+    costs: Table
     has_stand_ins: bool
     statistics: Table | None
     trust: Table | None
@@ -157,6 +166,7 @@ def write_report(
     compared: dict[str, Compared],
     estimated: pd.DataFrame,
     average: str,
+    price_per_hour: float | None,
     damaged: list[str],
     command: str,
 ) -> None:
@@ -164,7 +174,8 @@ def write_report(
 
     `compared` is the statistics of each data set, `estimated` one row a run whose hours were estimated beforehand
     (evaluate.py says what its columns are); `average` is the average of precision, recall and F1 to show (the CSV has
-    them all), `damaged` a line for each file that could not be used, `command` what to type to make the report again.
+    them all), `price_per_hour` what an hour of the machine costs, if that is to be shown, `damaged` a line for each
+    file that could not be used, `command` what to type to make the report again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells.to_csv(folder / "results.csv", index=False)
@@ -174,7 +185,7 @@ def write_report(
         for suffix, more in (("svg", {"metadata": {"Date": None}}), ("pdf", {}), ("png", {"dpi": 150})):
             figure.savefig(folder / f"f1_vs_hours.{suffix}", bbox_inches="tight", **more)
     datasets = [
-        describe(name, rows, results[results.dataset == name], compared[name], average)
+        describe(name, rows, results[results.dataset == name], compared[name], average, price_per_hour)
         for name, rows in cells.groupby("dataset", sort=False)
     ]
     hard = [
@@ -193,7 +204,14 @@ def write_report(
         "command": command,
     }
     figure_text = base64.b64encode((folder / "f1_vs_hours.svg").read_bytes()).decode()
-    constant = {"statistics": STATISTICS, "trust": TRUST, "rule": RULE, "stand_ins": STAND_INS, "figure": figure_text}
+    constant = {
+        "statistics": STATISTICS,
+        "trust": TRUST,
+        "costs": COSTS,
+        "rule": RULE,
+        "stand_ins": STAND_INS,
+        "figure": figure_text,
+    }
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=lambda name: name.endswith(".html"),
@@ -218,12 +236,20 @@ def code_in_html(text: str) -> Markup:
     return Markup("".join(parts))
 
 
-def describe(name: str, cells: pd.DataFrame, results: pd.DataFrame, compared: Compared, average: str) -> DataSet:
+def describe(
+    name: str,
+    cells: pd.DataFrame,
+    results: pd.DataFrame,
+    compared: Compared,
+    average: str,
+    price_per_hour: float | None,
+) -> DataSet:
     content = DataSet(
         name=name,
         verdict=verdict_text(cells, compared, average),
         facts=describe_runs(results),
         results=results_table(cells, average),
+        costs=costs_table(cells, price_per_hour),
         has_stand_ins=bool((cells.stand_in_for != "-").any()),
         statistics=None if compared.table is None else statistics_table(cells, compared, average),
         trust=trust_table(cells, compared) if compared.cells else None,
@@ -262,7 +288,6 @@ def results_table(cells: pd.DataFrame, average: str) -> Table:
         record["Training hours (all folds)"] = number(cell.training_hours, ".3g")
         if (cells.feature_hours > 0).any():
             record["Feature hours (shared)"] = number(cell.feature_hours, ".3g")
-        record["Trainable parameters"] = number(cell.trainable_parameters, ",.0f")
         record["Folds"] = f"{cell.folds_finished}/{cell.folds_expected}" if cell.folds_finished else "-"
         record["Notes"] = "; ".join(flags(cell, scores))
         records.append(record)
@@ -273,12 +298,10 @@ def results_table(cells: pd.DataFrame, average: str) -> Table:
 
 def statistics_table(cells: pd.DataFrame, compared: Compared, average: str) -> Table:
     rows = cells.loc[compared.cells].reset_index(drop=True)
-    heads_of_pass = rows[rows.feature_hours > 0].groupby("model").size()
     records = []
     for row, line in compared.table.iterrows():
         cell = rows.loc[row]
         gap = f"{line.gap:+.3f} ({line.gap_low:+.3f} to {line.gap_high:+.3f})"
-        shared = cell.feature_hours / heads_of_pass.get(cell.model, 1)
         values = [
             f"{line.score:.3f} ({line.low:.3f} to {line.high:.3f})",
             "best" if line.is_best else gap,
@@ -287,11 +310,25 @@ def statistics_table(cells: pd.DataFrame, compared: Compared, average: str) -> T
             "-" if line.is_best else f"{line.only_this:.0f} / {line.only_best:.0f}",
             number(line.p_mcnemar, ".2g"),
             number(line.p_resampled_t, ".2g"),
-            number(cell.training_hours + cell.feature_hours, ".3g"),
-            number(cell.training_hours + shared, ".3g"),
         ]
         records.append({"Model": cell_name(cell), **dict(zip(STATISTICS, values, strict=True))})
     return Table.of(records, best=compared.verdict.choice, best_column="Model")
+
+
+def costs_table(cells: pd.DataFrame, price_per_hour: float | None) -> Table:
+    heads_of_pass = cells[cells.feature_hours > 0].groupby("model").size()
+    rows = []
+    for _, cell in cells[cells.folds_finished > 0].iterrows():
+        alone = cell.training_hours + cell.feature_hours
+        shared = cell.training_hours + cell.feature_hours / heads_of_pass.get(cell.model, 1)
+        seconds = cell.evaluation_seconds / cell.evaluated_notes + 3600 * cell.feature_hours / cell.corpus_notes
+        row = [cell_name(cell), number(alone, ".3g"), number(shared, ".3g")]
+        speed = 1 / seconds if seconds else None
+        row.append(number(speed, ",.0f" if speed and speed >= 10 else ".2g"))
+        row.append(number(cell.peak_memory_mb / 1000, ".1f"))
+        row += [number(cell.trainable_parameters, ",.0f"), number(cell.total_parameters, ",.0f")]
+        rows.append(row + ([] if price_per_hour is None else [f"{alone * price_per_hour:,.2f}"]))
+    return Table(["Model", *COSTS, *([] if price_per_hour is None else [f"Price, {price_per_hour:g} an hour"])], rows)
 
 
 def class_table(answers: Answers, class_names: tuple[str, ...]) -> Table:
@@ -362,7 +399,7 @@ def mean_and_sd(cell: pd.Series, score: str) -> str:
     return number(mean, ".3f") if pd.isna(sd) else f"{mean:.3f} ± {sd:.3f}"
 
 
-def number(value: float, style: str) -> str:
+def number(value: float | None, style: str) -> str:
     return "-" if pd.isna(value) else format(value, style)
 
 

@@ -55,7 +55,6 @@ def test_markdown_table_reads_back(runs, make_report):
     assert drbert["F1 (macro)"] == "**0.850 ± 0.071**"
     assert drbert["Accuracy"] == "0.850 ± 0.071"
     assert (drbert["Training hours (all folds)"], drbert["Feature hours (shared)"]) == ("0.5", "0.125")
-    assert drbert["Trainable parameters"] == "1,771,778"
     assert (alibert["F1 (macro)"], alibert["Folds"], alibert["Notes"]) == ("0.990", "1/2", "INCOMPLETE")
     assert (adapter["F1 (macro)"], adapter["Folds"], adapter["Notes"]) == ("-", "-", "FAILED")
     assert "- failed: drbert adapter frozen: adapter: a | b" in text
@@ -203,3 +202,17 @@ def test_the_page_in_a_browser(runs, make_report, tmp_path):
     # fmt: on
     assert "CONSOLE" not in done.stderr
     assert [row[0] for row in Page(done.stdout).tables[0][1:]] == ["drbert", "alibert", "tfidf"]
+
+
+def test_costs_count_the_pass_once_and_share_it(runs, make_report):
+    cost = {"cost__training_hours": 1.0, "cost__feature_hours": 0.5, "cost__evaluation_seconds": 2.0}
+    for head in ("grn", "linear"):
+        write_run(runs, "drbert", head, "frozen", **cost)
+    write_run(runs, "tfidf", **(cost | {"cost__feature_hours": 0.0}))
+    text = (make_report("--price_per_hour", "2") / "results.md").read_text()
+    tfidf, linear, grn = markdown_rows(text, "### What it costs")
+    assert (grn["Hours, alone"], grn["Hours, pass shared"], grn["Price, 2 an hour"]) == ("2.5", "2.25", "5.00")
+    assert (tfidf["Hours, alone"], tfidf["Hours, pass shared"], tfidf["Notes a second"]) == ("2", "2", "10")
+    assert grn["Notes a second"] == "0.055"  # 0.1 s a note, and 18 s of the pass
+    assert (linear["Peak memory, GB"], linear["All parameters"]) == ("0.9", "112,000,000")
+    assert "Price" not in (make_report() / "results.md").read_text()
