@@ -79,6 +79,13 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.15, metadata={"help": "Fraction of the notes outside the test part that is kept for validation."}
     )
+    train_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train on about so many notes of each training part, for a learning curve: whole groups, classes "
+            "in proportion, smaller sizes within larger ones. Default: all of them."
+        },
+    )
     split_seed: int = field(default=0, metadata={"help": "Seed of the splits, apart from the seed of training."})
     allow_leaks: bool = field(
         default=False, metadata={"help": "Accept given splits whose test part repeats texts of the training part."}
@@ -98,6 +105,8 @@ class DataArguments:
             raise DataError(f"--folds {self.folds}: give 1 for a single split, or 2 and more for cross-validation.")
         if not 0 < self.validation_fraction < 0.5:
             raise DataError(f"--validation_fraction {self.validation_fraction}: give a fraction between 0 and 0.5.")
+        if self.train_size is not None and self.train_size < 2:
+            raise DataError(f"--train_size {self.train_size}: give at least 2 notes, or leave it out for all.")
         if self.label_separator == "":
             raise DataError("--label_separator: give at least one character.")
         if self.max_length < 8:

@@ -35,11 +35,11 @@ from data import DataArguments, Notes, load_notes
 from machine import available_cores
 from models import TUNINGS, prepare_encoder
 from results import SCHEMA_VERSION, write_json
-from splits import Split, draw_splits
+from splits import Split, draw_splits, take_training_notes
 from train import parse_arguments
 from trainer import Run, train_baseline, train_network
 
-PLAN = ("run_id", "model", "head", "tuning")  # the columns of the plan of run_all.sh
+PLAN = ("run_id", "model", "head", "tuning", "train_size")  # the columns of the plan of run_all.sh
 PROBE_STEPS = 8  # of the optimiser in an epoch of the probe
 PROBE_SECONDS = 15  # after which no further epoch begins; the last epoch is counted
 PROBE_EPOCHS = (2, 10)  # at least and at most: the first ones warm up (batches of each shape are new once)
@@ -210,7 +210,9 @@ def estimate_all(plan: list[dict], of_train: list[str]) -> tuple[dict[str, dict]
         for number, line in enumerate(plan, start=1):
             print(f"probing: {number} of {len(plan)} ", end="\r", file=sys.stderr, flush=True)
             head = [] if line["head"] == "-" else ["--head", line["head"], "--tuning", line["tuning"]]
-            model_args, data_args, training_args = parse_arguments(["--model", line["model"], *head, *of_train])
+            size = [] if line["train_size"] == "-" else ["--train_size", line["train_size"]]
+            arguments = ["--model", line["model"], *head, *size, *of_train]
+            model_args, data_args, training_args = parse_arguments(arguments)
             corpus = corpus or load_corpus(data_args)
             notes, splits = corpus
             run = Run(model_args, data_args, training_args, notes)
@@ -223,6 +225,9 @@ def estimate_all(plan: list[dict], of_train: list[str]) -> tuple[dict[str, dict]
             except BackboneError as error:
                 problems[line["run_id"]] = str(error)
                 continue
+            if data_args.train_size is not None:
+                size, seed = data_args.train_size, data_args.split_seed
+                splits = [take_training_notes(notes, split, size, seed) for split in splits]
             estimates[line["run_id"]] = estimate(run, splits, speeds[kind], start_up)
     return estimates, problems
 

@@ -43,9 +43,10 @@ else:
     import calibration
     import comparison
     import figures
+    import learning
     import report
 
-CELL = ["dataset", "model", "head", "tuning"]  # what one row of the table is
+CELL = ["dataset", "model", "head", "tuning", "train_size"]  # what one row of the table is; of all notes, or a part
 AVERAGES = {  # the averages of precision, recall and F1 that each task has
     "binary": ["macro", "weighted", "positive"],
     "multi-class": ["macro", "weighted"],
@@ -59,7 +60,8 @@ SCORES += ["hamming_loss", "auroc", "auprc", "mcc"]
 # results.py writes them; it is not imported for its version number, because that would load torch.
 SCHEMA_VERSION = 2
 TEXT, NUMBER, NUMBER_OR_NONE = str | None, int | float, int | float | None
-RUN = {"run_id": str, "dataset": str, "model": str, "head": TEXT, "tuning": TEXT}
+RUN = {"run_id": str, "dataset": str, "model": str, "head": TEXT, "tuning": TEXT, "train_size": int | None}
+PLAN = ["run_id", *CELL[1:]]
 FAILURE = {"run": RUN, "error": str}
 RESULT = {
     "run": RUN | dict.fromkeys(["seed", "fold", "num_folds", "num_seeds"], int),
@@ -120,8 +122,11 @@ def main() -> int:
     )
 
     for dataset, rows in cells.groupby("dataset", sort=False):
-        print(f"\n{dataset}\n{report.results_table(rows, args.average).draw('simple')}")
+        whole = rows[rows.train_size == "-"]
+        if len(whole):
+            print(f"\n{dataset}\n{report.results_table(whole, args.average).draw('simple')}")
         print(f"\n{report.verdict_text(rows, compared[dataset], args.average)}")
+        print("\n".join(learning.describe_crossings(rows, args.average)))
     problems = report.list_problems(cells)
     stand_ins = [report.STAND_INS] if (cells.stand_in_for != "-").any() else []
     print("\n".join(["", *stand_ins, *problems, f"report written to {args.output}"]))
@@ -189,26 +194,36 @@ def read_result(path: Path) -> dict:
         check_fields(point, POINT, "operating_points.")
     check_fields(content, {"metrics": dict.fromkeys(["accuracy", *required, *present], NUMBER_OR_NONE)})
     record = {key: content[part][key] for part, fields in RESULT.items() for key in fields}
+    record["train_size"] = size_as_text(record["train_size"])
     record["class_names"] = tuple(map(str, record["class_names"]))
     record["operating_points"] = content["operating_points"]
     sizes = [part["notes"] for part in record["splits"].values()]
-    record |= {"test_notes": record["splits"]["test"]["notes"], "corpus_notes": sum(sizes)}
+    record |= {
+        "train_notes": record["splits"]["train"]["notes"],
+        "test_notes": record["splits"]["test"]["notes"],
+        "corpus_notes": sum(sizes),
+    }
     return record | {score: metrics.get(score) for score in SCORES}
 
 
 def read_failure(path: Path) -> dict:
     content = load_json(path, "failed", FAILURE)
     run, reason = content["run"], " ".join(content["error"].split())
-    return run | {"failed": f"{run['run_id']}: {reason}"}
+    return run | {"failed": f"{run['run_id']}: {reason}", "train_size": size_as_text(run["train_size"])}
+
+
+def size_as_text(train_size: int | None) -> str:
+    """As the plan has it: "-" for all notes."""
+    return "-" if train_size is None else str(train_size)
 
 
 def read_plan(path: Path) -> dict:
-    """The runs that run_all.sh set out to do: one line each, run id, model, head and tuning with tabs between."""
+    """The runs that run_all.sh set out to do: one line each, the columns of PLAN with tabs between."""
     rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
     for number, row in enumerate(rows, start=1):
-        if len(row) != 4:
-            raise ValueError(f"line {number} has {len(row)} fields, not run id, model, head, tuning with tabs between")
-    return {"runs": [dict(zip(["run_id", *CELL[1:]], row, strict=True)) for row in rows]}
+        if len(row) != len(PLAN):
+            raise ValueError(f"line {number} has {len(row)} fields, not {', '.join(PLAN)} with tabs between")
+    return {"runs": [dict(zip(PLAN, row, strict=True)) for row in rows]}
 
 
 def read_estimate(path: Path) -> dict:
@@ -261,9 +276,9 @@ def check_comparable(results: pd.DataFrame) -> None:
             variants = [rows for _, rows in group.groupby(columns)]
             if len(variants) > 1:
                 folders = [sorted({str(path.parent.parent) for path in rows.path}) for rows in variants]
+                name = ", ".join(value for value in group.iloc[0][keys] if value != "-")
                 raise ValueError(
-                    f"{problem} ({', '.join(group.iloc[0][keys])}), report them apart: "
-                    + " | ".join(", ".join(names) for names in folders)
+                    f"{problem} ({name}), report them apart: " + " | ".join(", ".join(names) for names in folders)
                 )
 
 
@@ -288,12 +303,12 @@ def find_missing(plans: list[dict], seen: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unreadable: list[str]) -> report.Compared:
-    """Intervals, tests and the verdict for the complete cells of a data set whose predictions can be read.
+    """Intervals, tests and the verdict for the complete cells of all notes, those whose predictions can be read.
 
     They are on the same notes and folds: `check_comparable` saw to it. `unreadable` gets a line for each other cell.
     """
     kept, answers, trust = [], [], []
-    for number, cell in cells[cells.status == "complete"].iterrows():
+    for number, cell in cells[(cells.status == "complete") & (cells.train_size == "-")].iterrows():
         folds = results[(results[CELL] == cell[CELL]).all(axis=1)].sort_values(["seed", "fold"])
         try:
             predictions = read_predictions(folds)
@@ -392,6 +407,7 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
         feature_hours=("feature_hours", "max"),
         evaluation_seconds=("evaluation_seconds", "sum"),
         evaluated_notes=("test_notes", "sum"),
+        train_notes=("train_notes", "mean"),
         corpus_notes=("corpus_notes", "first"),
         peak_memory_mb=("peak_memory_mb", "max"),
     )

@@ -42,7 +42,8 @@ def in_paper_order(cells: pd.DataFrame) -> pd.DataFrame:
             list(known).index(name) if name in known else len(known)
             for known, name in ((HEADS, cell["head"]), (TUNINGS, cell.tuning))
         )
-        return cell.dataset, model_rank, model, head_rank, cell["head"], tuning_rank, cell.tuning, cell.model
+        size = float("inf") if cell.train_size == "-" else int(cell.train_size)
+        return cell.dataset, model_rank, model, head_rank, cell["head"], tuning_rank, cell.tuning, cell.model, size
 
     ranks = cells.apply(rank, axis=1)
     return cells.loc[ranks.sort_values().index].reset_index(drop=True)
@@ -57,7 +58,8 @@ def shown_model(cell: pd.Series) -> str:
 
 
 def cell_name(cell: pd.Series) -> str:
-    return " ".join(part for part in (shown_model(cell), cell["head"], cell.tuning) if part != "-")
+    size = "-" if cell.train_size == "-" else f"on {cell.train_size} notes"
+    return " ".join(part for part in (shown_model(cell), cell["head"], cell.tuning, size) if part != "-")
 
 
 def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
@@ -65,7 +67,7 @@ def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
 
     The hours of a point include the shared pass over the notes: what the model costs if it is the only one trained.
     """
-    drawn = cells[cells.folds_finished > 0]
+    drawn = cells[(cells.folds_finished > 0) & (cells.train_size == "-")]
     panels = list(drawn.groupby("dataset", sort=False))
     colours, fronts = assign_colours(drawn), {}
     figure = Figure(figsize=(10, 5.5 * len(panels)), layout="constrained")
@@ -91,6 +93,26 @@ def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
         lines = [f"{place} {name}" for place, name in enumerate(names, start=1)]
         handles += [Patch(alpha=0, label=line) for line in (title, *lines)] if names else []
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
+    return figure
+
+
+def draw_curves(curves: dict[str, pd.DataFrame], average: str) -> Figure:
+    """F1 against training notes (learning.py), one line a model; bars are ± one sd over folds and seeds."""
+    figure = Figure(figsize=(10, 5.5), layout="constrained")
+    axes = figure.subplots()
+    colours = assign_colours(pd.concat(curves.values()))
+    for name, curve in curves.items():
+        last = curve.iloc[-1]
+        style = marker_style(colours[shown_model(last)], last["head"], last.tuning)
+        f1, sd = curve[f"f1_{average}_mean"], curve[f"f1_{average}_sd"]
+        axes.errorbar(curve.train_notes, f1, yerr=sd, label=name, capsize=2, elinewidth=0.8, **style)
+    axes.set(xscale="log", xlabel="training notes", ylabel=f"F1 ({average}), mean ± sd over folds and seeds")
+    sizes = sorted({round(notes) for curve in curves.values() for notes in curve.train_notes})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 

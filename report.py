@@ -18,7 +18,8 @@ from tabulate import tabulate
 
 from calibration import brier_score, expected_calibration_error
 from comparison import LEVEL, PERMUTATIONS, POWER, RELEVANT, RESAMPLES, Answers, Verdict, hard_notes
-from figures import cell_name, draw_figure, shown_model
+from figures import cell_name, draw_curves, draw_figure, shown_model
+from learning import curves, describe_crossings
 
 STAND_INS = (
     "Stand-ins are mini encoders of the same architecture pretrained for about a minute for the demo; "
@@ -148,8 +149,10 @@ class DataSet:
     name: str
     verdict: str
     facts: dict[str, str]
-    results: Table
+    results: Table | None  # None where only parts of the notes were trained on
     costs: Table
+    curves: Table | None
+    crossings: list[str]
     has_stand_ins: bool
     statistics: Table | None
     trust: Table | None
@@ -180,10 +183,15 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     cells.to_csv(folder / "results.csv", index=False)
     # text stays text in the SVG (searchable, sharp), and the same results give the same file
+    drawn = {}
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frugal-notes"}):
-        figure = draw_figure(cells, average)
-        for suffix, more in (("svg", {"metadata": {"Date": None}}), ("pdf", {}), ("png", {"dpi": 150})):
-            figure.savefig(folder / f"f1_vs_hours.{suffix}", bbox_inches="tight", **more)
+        drawn["f1_vs_hours"] = draw_figure(cells, average)
+        for number_of_dataset, (_, rows) in enumerate(cells.groupby("dataset", sort=False), start=1):
+            if found := curves(rows):
+                drawn[f"learning_curves_{number_of_dataset}"] = draw_curves(found, average)
+        for name, figure in drawn.items():
+            for suffix, more in (("svg", {"metadata": {"Date": None}}), ("pdf", {}), ("png", {"dpi": 150})):
+                figure.savefig(folder / f"{name}.{suffix}", bbox_inches="tight", **more)
     datasets = [
         describe(name, rows, results[results.dataset == name], compared[name], average, price_per_hour)
         for name, rows in cells.groupby("dataset", sort=False)
@@ -203,14 +211,14 @@ def write_report(
         "damaged": damaged,
         "command": command,
     }
-    figure_text = base64.b64encode((folder / "f1_vs_hours.svg").read_bytes()).decode()
+    pictures = {name: base64.b64encode((folder / f"{name}.svg").read_bytes()).decode() for name in drawn}
     constant = {
         "statistics": STATISTICS,
         "trust": TRUST,
         "costs": COSTS,
         "rule": RULE,
         "stand_ins": STAND_INS,
-        "figure": figure_text,
+        "figures": pictures,
     }
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -222,7 +230,7 @@ def write_report(
     templates.filters["code"] = code_in_html
     for name in ("index.html", "results.md"):
         (folder / name).write_text(templates.get_template(name).render(content | constant), encoding="utf-8")
-    tex = "\n\n".join(each.results.draw("latex_booktabs") for each in datasets)
+    tex = "\n\n".join(each.results.draw("latex_booktabs") for each in datasets if each.results)
     (folder / "results.tex").write_text(tex + "\n", encoding="utf-8")
     with open(folder / "report.json", "w", encoding="utf-8") as file:
         json.dump(content, file, default=asdict, ensure_ascii=False, indent=1)
@@ -244,12 +252,15 @@ def describe(
     average: str,
     price_per_hour: float | None,
 ) -> DataSet:
+    whole = cells[cells.train_size == "-"]
     content = DataSet(
         name=name,
         verdict=verdict_text(cells, compared, average),
-        facts=describe_runs(results),
-        results=results_table(cells, average),
-        costs=costs_table(cells, price_per_hour),
+        facts=describe_runs(results[results.train_size == "-"]),
+        results=results_table(whole, average) if len(whole) else None,
+        costs=costs_table(whole, price_per_hour),
+        curves=curves_table(cells, average),
+        crossings=describe_crossings(cells, average),
         has_stand_ins=bool((cells.stand_in_for != "-").any()),
         statistics=None if compared.table is None else statistics_table(cells, compared, average),
         trust=trust_table(cells, compared) if compared.cells else None,
@@ -313,6 +324,20 @@ def statistics_table(cells: pd.DataFrame, compared: Compared, average: str) -> T
         ]
         records.append({"Model": cell_name(cell), **dict(zip(STATISTICS, values, strict=True))})
     return Table.of(records, best=compared.verdict.choice, best_column="Model")
+
+
+def curves_table(cells: pd.DataFrame, average: str) -> Table | None:
+    found = curves(cells)
+    if not found:
+        return None
+    sizes = sorted(
+        {size for curve in found.values() for size in curve.train_size}, key=lambda s: (s == "-", s.zfill(9))
+    )
+    rows = []
+    for name, curve in found.items():
+        scores = {cell.train_size: mean_and_sd(cell, f"f1_{average}") for _, cell in curve.iterrows()}
+        rows.append([name, *(scores.get(size, "-") for size in sizes)])
+    return Table(["Model", *("all notes" if size == "-" else f"{int(size):,} notes" for size in sizes)], rows)
 
 
 def costs_table(cells: pd.DataFrame, price_per_hour: float | None) -> Table:

@@ -10,6 +10,8 @@
 #   --folds N          cross-validation folds (default: 5)          --jobs N       runs at a time (default: as many
 #                                                                                as cores and memory carry)
 #   --output DIR       runs, logs, plan (default: runs)             --report DIR   table and figure (default: report)
+#   --train-sizes a,b  for learning curves, each model once for each number of training notes (default: full, which
+#                      is all of them): 100,250,500,1000,full
 #   --dry-run          print the plan with the hours it will take, from a short probe of each kind of run, and stop
 # Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size.
 # A run that fails does not stop the others; what is finished is kept when the command is given again.
@@ -24,6 +26,7 @@ dataset=synthetic folds=5 jobs=auto output=runs report=report demo=false dry_run
 models=tfidf,transformer,moe-transformer,camembert-bio,alibert,drbert
 heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
+sizes=full
 known_heads=${heads//,/ } known_tunings=${tunings//,/ }
 # The grid compares; `train.py` with the same arguments and folder then adds the model for use to a finished run.
 extra=(--keep_model False)
@@ -38,7 +41,7 @@ while (($#)); do
     --demo) shift; continue ;;
     --dry-run | --dry_run) dry_run=true; shift; continue ;;
     -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report)
+    --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report | --train-sizes | --train_sizes)
       (($# > 1)) || die "$1 needs a value" ;;
     --model | --head | --output_dir) die "$1 is for train.py; the grid has --models, --heads and --output" ;;
     *) extra+=("$1"); shift; continue ;;
@@ -46,6 +49,7 @@ while (($#)); do
   case "$1" in
     --dataset) dataset=$2 ;; --models) models=$2 ;; --heads) heads=$2 ;; --tuning) tunings=$2 ;;
     --folds) folds=$2 ;; --jobs) jobs=$2 ;; --output) output=$2 ;; --report) report=$2 ;;
+    --train-sizes | --train_sizes) sizes=$2 ;;
   esac
   shift 2
 done
@@ -55,6 +59,9 @@ for value in ${heads//,/ }; do
 done
 for value in ${tunings//,/ }; do
   [[ " ${known_tunings} " == *" ${value} "* ]] || die "--tuning ${value}: choose from ${known_tunings// /, }"
+done
+for value in ${sizes//,/ }; do
+  [[ ${value} =~ ^(full|[1-9][0-9]*)$ ]] || die "--train-sizes ${value}: give numbers of notes, or full"
 done
 if [[ -e ${invoked_from}/${dataset} ]]; then dataset=${invoked_from}/${dataset}; fi
 
@@ -74,10 +81,17 @@ launch=(accelerate launch --num_processes 1 --num_machines 1 --mixed_precision n
 
 # ---- the plan: one line a run, cheapest first, so that the table fills early --------------------------------------
 plan=()
+add() {  # model, head, tuning, name of the run: once for each size of the training part
+  local size
+  for size in ${sizes//,/ }; do
+    if [[ ${size} == full ]]; then plan+=("$4"$'\t'"$1"$'\t'"$2"$'\t'"$3"$'\t-')
+    else plan+=("$4-n${size}"$'\t'"$1"$'\t'"$2"$'\t'"$3"$'\t'"${size}"); fi
+  done
+}
 has() { [[ ",$2," == *",$1,"* ]]; }
 # what a sensible user would try first, then the paper's two small Transformers
 for model in tfidf transformer moe-transformer; do
-  if has "${model}" "${models}"; then plan+=("${model}"$'\t'"${model}"$'\t-\t-'); fi
+  if has "${model}" "${models}"; then add "${model}" - - "${model}"; fi
 done
 # the paper's encoders with each structure, and `linear` as the control; training more and more of the encoder
 for tuning in frozen lora full; do
@@ -87,7 +101,7 @@ for tuning in frozen lora full; do
     name=${model%/}
     if [[ -d ${name} ]]; then name=$(basename "${name}"); fi
     for head in ${heads//,/ }; do
-      plan+=("${name//\//--}-${head}-${tuning}"$'\t'"${model}"$'\t'"${head}"$'\t'"${tuning}")
+      add "${model}" "${head}" "${tuning}" "${name//\//--}-${head}-${tuning}"
     done
   done
 done
@@ -122,10 +136,11 @@ fi
 started=${SECONDS}
 arguments=()
 set_arguments() {  # of train.py, from a line of the plan
-  local id=$1 model=$2 head=$3 tuning=$4
+  local id=$1 model=$2 head=$3 tuning=$4 size=$5
   arguments=(--model "${model}" --dataset "${dataset}" --folds "${folds}" --output_dir "${output}/${id}")
   if ${demo} && [[ ${head} != - ]]; then arguments[1]="${output}/stand-ins/${model}"; fi
   if [[ ${head} != - ]]; then arguments+=(--head "${head}" --tuning "${tuning}"); fi
+  if [[ ${size} != - ]]; then arguments+=(--train_size "${size}"); fi
   if [[ ${tuning} == frozen ]]; then arguments+=(--cache_dir "${output}/features"); fi
 }
 run() {
@@ -142,20 +157,27 @@ run() {
   fi
 }
 rm -f "${output}/logs/failures.txt"
-number=0 with_features=
-for line in "${plan[@]}"; do
-  IFS=$'\t' read -r id model head tuning <<< "${line}"
-  number=$((number + 1))
-  if [[ ${tuning} == frozen && ${model} != "${with_features}" && ${jobs} -gt 1 ]]; then
-    # one pass of the encoder over the notes with all cores, from which its heads then train side by side; if it fails,
-    # each of them says why
-    wait
-    with_features=${model}
-    set_arguments "${id}" "${model}" "${head}" "${tuning}"
+compute_features() {  # of every frozen encoder of the plan, one after the other, each with all cores
+  local line id model head tuning size done=
+  for line in "${plan[@]}"; do
+    IFS=$'\t' read -r id model head tuning size <<< "${line}"
+    [[ ${tuning} == frozen && ${model} != "${done}" ]] || continue
+    done=${model}
+    set_arguments "${id}" "${model}" "${head}" "${tuning}" "${size}"
     OMP_NUM_THREADS=${cores} python train.py "${arguments[@]}" --features_only \
-      ${extra[@]+"${extra[@]}"} > "${output}/logs/features-${id%-"${head}"-*}.log" 2>&1 || true
+      ${extra[@]+"${extra[@]}"} > "${output}/logs/features-${id%%-"${head}"-*}.log" 2>&1 || true
+  done
+}
+number=0 have_features=false
+for line in "${plan[@]}"; do
+  IFS=$'\t' read -r id model head tuning size <<< "${line}"
+  number=$((number + 1))
+  if [[ ${tuning} == frozen && ${jobs} -gt 1 ]] && ! ${have_features}; then
+    wait  # the heads then train side by side; where a pass fails, each of them says why
+    compute_features
+    have_features=true
   fi
-  run "${number}" "${id}" "${model}" "${head}" "${tuning}" &
+  run "${number}" "${id}" "${model}" "${head}" "${tuning}" "${size}" &
   while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
 done
 wait

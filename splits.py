@@ -173,6 +173,42 @@ def _check_split(notes: Notes, split: Split, arguments: DataArguments):
             logger.warning("%s.", message)
 
 
+def take_training_notes(notes: Notes, split: Split, size: int, seed: int) -> Split:
+    """The split with about `size` notes in its training part; validation and test stay as they are.
+
+    The groups of each class are shuffled, then all are put into one order in which every beginning has about the
+    class shares of the whole; the first of them that hold `size` notes are taken. So a smaller training part lies
+    within a larger one. A group counts for the most frequent class among its notes.
+
+    Raises:
+        DataError: the training part is not larger than that, or so few notes do not have every class.
+    """
+    if size >= len(split.train):
+        raise DataError(
+            f"--train_size {size}: the training part has {len(split.train)} notes; give fewer, or leave it out."
+        )
+    frame = pd.DataFrame({"group": _joined_groups(notes)[split.train], "stratum": _stratum(notes)[split.train]})
+    groups = frame.groupby("group").stratum.agg(["size", lambda strata: strata.mode()[0]])
+    groups.columns = ["notes", "stratum"]
+    groups = groups.sample(frac=1, random_state=seed)
+    of_class = groups.groupby("stratum").notes
+    # where in the class a group stands, from 0 to 1, by notes: the middle of its own
+    groups["place"] = (of_class.cumsum() - groups.notes / 2) / of_class.transform("sum")
+    groups = groups.sort_values("place", kind="stable")
+    wanted = groups.index[groups.notes.cumsum() - groups.notes / 2 <= size]
+    train = split.train[frame.group.isin(wanted).to_numpy()]
+    missing = [
+        name
+        for name, count in notes.count_labels(train).items()
+        if not count and notes.count_labels(split.train)[name]
+    ]
+    if missing:
+        raise DataError(
+            f"--train_size {size}: so few training notes have none of class {', '.join(missing)}; give more."
+        )
+    return Split(train, split.validation, split.test)
+
+
 def balanced_class_weights(notes: Notes, indices: np.ndarray) -> np.ndarray:
     """Weights (classes,) that make every class count the same in the loss.
 

@@ -50,7 +50,7 @@ from results import (
     write_json,
     write_result,
 )
-from splits import Split, draw_splits, fingerprint, report_repeated_texts
+from splits import Split, draw_splits, fingerprint, report_repeated_texts, take_training_notes
 from trainer import Run, Trained, train_baseline, train_network
 
 logger = logging.getLogger("train")
@@ -113,7 +113,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         **RECIPES[chosen.kind],
         use_cpu=use_cpu,  # unsaid, TrainingArguments take bf16 for a GPU's
         bf16=chosen.kind != "baseline" and not first_look.fp16 and bfloat16_is_fast(use_cpu),
-        output_dir=f"runs/{chosen.run_id}",
+        output_dir=f"runs/{chosen.run_id}" + (f"-n{first_look.train_size}" if first_look.train_size else ""),
     )
     model_args, data_args, training_args = parser.parse_args_into_dataclasses(argv)
     # TrainingArguments fill in "loss" where nothing was asked for; ours depends on the task, which the notes tell.
@@ -131,6 +131,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         raise ArgumentError("--push_to_hub: the vocabulary of tfidf spells out words of the notes; it is not pushed.")
     if model_args.features_only and chosen.kind != "frozen":
         raise ArgumentError(f"--features_only: {chosen.run_id} has no frozen encoder.")
+    if data_args.train_size is not None and model_args.keep_model:
+        raise ArgumentError("--train_size: a model for use has all notes; add --keep_model False.")
     if training_args.push_to_hub and not model_args.keep_model:
         raise ArgumentError("--push_to_hub with --keep_model False: there would be no model to push.")
     return model_args, data_args, training_args
@@ -326,7 +328,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     notes = load_notes(data_args)
     repeated = report_repeated_texts(notes)
     splits = draw_splits(notes, data_args)
-    data_fingerprint = fingerprint(notes, splits)
+    data_fingerprint = fingerprint(notes, splits)  # of the whole: a learning curve's points belong to one table
+    if data_args.train_size is not None:
+        splits = [take_training_notes(notes, split, data_args.train_size, data_args.split_seed) for split in splits]
     if model_args.kind in TUNINGS:
         prepare_encoder(model_args, data_args)
 
@@ -390,6 +394,7 @@ def describe_run(model_args: ModelArguments, data_args: DataArguments, output: P
         "head": model_args.head if has_head else None,
         "tuning": model_args.tuning if has_head else None,
         "dataset": path.name if path.exists() else data_args.dataset,
+        "train_size": data_args.train_size,
     }
 
 

@@ -24,7 +24,7 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
         "schema_version": 2,
         "status": "finished",
         "run": {"run_id": run_id, "model": "drbert", "head": "grn", "tuning": "frozen", "seed": 0, "fold": fold}
-        | {"num_folds": 3, "num_seeds": 1, "dataset": "synthetic"},
+        | {"num_folds": 3, "num_seeds": 1, "dataset": "synthetic", "train_size": None},
         "arguments": {},
         "data": {
             "fingerprint": "abc123",
@@ -92,5 +92,6 @@ def write_failure(
 ) -> None:
     (folder / run_id).mkdir(parents=True, exist_ok=True)
     run = {"run_id": run_id, "model": model, "head": head, "tuning": tuning, "dataset": "synthetic"}
+    run["train_size"] = None
     content = {"schema_version": 2, "status": "failed", "run": run, "error": error}
     (folder / run_id / "failed.json").write_text(json.dumps(content), encoding="utf-8")

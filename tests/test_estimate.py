@@ -87,12 +87,12 @@ def run_command(monkeypatch, capsys, tmp_path):
 def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder):
     encoder = str(encoder_folder)
     plan = [
-        ("tfidf", "tfidf", "-", "-"),
-        ("transformer", "transformer", "-", "-"),
-        ("enc-adapter-frozen", encoder, "adapter", "frozen"),
-        ("enc-grn-lora", encoder, "grn", "lora"),
-        ("enc-adapter-lora", encoder, "adapter", "lora"),
-        ("no-such-grn-full", "no-such/encoder", "grn", "full"),
+        ("tfidf", "tfidf", "-", "-", "-"),
+        ("transformer", "transformer", "-", "-", "-"),
+        ("enc-adapter-frozen", encoder, "adapter", "frozen", "-"),
+        ("enc-grn-lora", encoder, "grn", "lora", "-"),
+        ("enc-adapter-lora", encoder, "adapter", "lora", "-"),
+        ("no-such-grn-full", "no-such/encoder", "grn", "full", "-"),
     ]
     # fmt: off
     status, printed, _, content = run_command(
@@ -113,7 +113,7 @@ def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder)
 
 def test_a_mistake_is_one_line(run_command, tmp_path):
     status, printed, complaints, content = run_command(
-        [("transformer", "transformer", "-", "-")], "--dataset", tmp_path / "none.csv"
+        [("transformer", "transformer", "-", "-", "-")], "--dataset", tmp_path / "none.csv"
     )
     assert status == 1 and not printed and content is None
     assert [line for line in complaints.splitlines() if line.startswith("error: ")] and "none.csv" in complaints

@@ -164,7 +164,7 @@ def test_incomplete_failed_and_missing_are_told_apart(runs, evaluate):
     write_result(runs, "grn", fold=0)
     write_failure(runs, "grn", error="killed\nin fold 1")
     write_failure(runs, "adapter", head="adapter")
-    planned = ["grn\tdrbert\tgrn\tfrozen", "adapter\tdrbert\tadapter\tfrozen", "tfidf\ttfidf\t-\t-"]
+    planned = ["grn\tdrbert\tgrn\tfrozen\t-", "adapter\tdrbert\tadapter\tfrozen\t-", "tfidf\ttfidf\t-\t-\t-"]
     (runs / "plan.tsv").write_text("\n".join(planned) + "\n")
     code, printed, _, rows = evaluate()
     assert code == 1
@@ -182,7 +182,7 @@ def test_incomplete_failed_and_missing_are_told_apart(runs, evaluate):
 
 def test_complete_plan_is_not_a_problem(runs, evaluate):
     write_result(runs, "tfidf", run__num_folds=1, run__model="tfidf", run__head=None, run__tuning=None)
-    (runs / "plan.tsv").write_text("tfidf\ttfidf\t-\t-\n")
+    (runs / "plan.tsv").write_text("tfidf\ttfidf\t-\t-\t-\n")
     code, _, complaints, rows = evaluate()
     assert (code, complaints) == (0, "")
     assert rows.loc[0, ["model", "head", "tuning", "status"]].tolist() == ["tfidf", "-", "-", "complete"]
@@ -191,7 +191,7 @@ def test_complete_plan_is_not_a_problem(runs, evaluate):
 def test_a_seed_that_was_planned_and_not_run(runs, evaluate):
     """The row has folds enough by what its results say; only the plan knows of the other seed."""
     write_result(runs, "grn-seed-0", run__num_folds=1)
-    (runs / "plan.tsv").write_text("grn-seed-0\tdrbert\tgrn\tfrozen\ngrn-seed-1\tdrbert\tgrn\tfrozen\n")
+    (runs / "plan.tsv").write_text("grn-seed-0\tdrbert\tgrn\tfrozen\t-\ngrn-seed-1\tdrbert\tgrn\tfrozen\t-\n")
     code, printed, _, rows = evaluate()
     assert (code, rows.status.tolist()) == (1, ["complete"])
     assert "a run MISSING" in printed and "planned as grn-seed-1, no result" in printed
@@ -202,7 +202,7 @@ def test_a_plan_holds_for_its_own_folder(runs, evaluate):
     write_result(runs / "a", "tfidf", run__num_folds=1, run__model="tfidf", run__head=None, run__tuning=None)
     write_result(runs / "b", "grn", run__num_folds=1, run__dataset="notes.csv", data__fingerprint="def456")
     for folder in ("a", "b"):
-        (runs / folder / "plan.tsv").write_text("tfidf\ttfidf\t-\t-\n")
+        (runs / folder / "plan.tsv").write_text("tfidf\ttfidf\t-\t-\t-\n")
     code, _, _, rows = evaluate()
     assert code == 1
     assert rows[rows.status == "missing"][["dataset", "model"]].values.tolist() == [["notes.csv", "tfidf"]]

@@ -49,6 +49,7 @@ def test_mistakes_are_one_line():
         (["--heads", "gru"], "--heads gru: choose from linear"),
         (["--tuning", "half"], "--tuning half: choose from frozen"),
         (["--jobs", "0"], "--jobs 0: give a number from 1"),
+        (["--train-sizes", "100,all"], "--train-sizes all: give numbers of notes, or full"),
         (["--folds"], "--folds needs a value"),
     ):
         done = run_all(*arguments)
@@ -84,3 +85,23 @@ def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
     again = run_all(*arguments, "--models", "tfidf")
     assert again.returncode == 1 and "finished earlier, kept" in (tmp_path / "runs" / "logs" / "tfidf.log").read_text()
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_learning_curves(notes_file, tmp_path):
+    # fmt: off
+    done = run_all(
+        "--dataset", notes_file, "--output", tmp_path / "runs", "--report", tmp_path / "report", "--folds", 2,
+        "--models", "tfidf,transformer", "--train-sizes", "15,30,full", "--vocab_size", 400, "--num_train_epochs", 1,
+    )
+    # fmt: on
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir() if path.is_dir() and path.name != "logs") == [
+        "tfidf", "tfidf-n15", "tfidf-n30", "transformer", "transformer-n15", "transformer-n30",
+    ]  # fmt: skip
+    report = (tmp_path / "report" / "results.md").read_text()
+    curves = report.split("## With fewer notes")[1]
+    assert "| Model" in curves and "15 notes" in curves and "30 notes" in curves and "all notes" in curves
+    assert "tfidf" in curves.split("transformer")[0] and "training notes" in curves
+    assert (tmp_path / "report" / "learning_curves_1.svg").exists()
+    whole = report.split("## notes.csv")[1].split("## With fewer notes")[0]
+    assert "n15" not in whole and "on 15 notes" not in whole

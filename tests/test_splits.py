@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data import DataArguments, DataError, Notes
-from splits import balanced_class_weights, draw_splits, report_repeated_texts
+from splits import balanced_class_weights, draw_splits, report_repeated_texts, take_training_notes
 
 SEEDS = range(5)
 
@@ -270,3 +270,43 @@ def test_weights_look_at_the_given_rows_alone():
     assert balanced_class_weights(notes, np.array([0, 1, 2, 3])).tolist() == pytest.approx([4 / 6, 4 / 2])
     weights = balanced_class_weights(notes, np.array([0, 1, 2, 3]))
     assert sum(weights[label] * count for label, count in Counter([0, 0, 0, 1]).items()) == pytest.approx(4)
+
+
+# ---- parts of the training part ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_a_part_of_the_training_part(seed, classes):
+    """Nested, whole groups, about as many notes as asked for, classes in proportion; other parts untouched."""
+    notes = patients(seed, 600, classes)
+    (split, *_) = draw(notes, split_seed=seed)
+    before = set()
+    for size in (50, 100, 200, 350):
+        part = take_training_notes(notes, split, size, seed)
+        taken = set(part.train.tolist())
+        assert before <= taken <= set(split.train.tolist())
+        assert abs(len(taken) - size) <= 3  # half of the largest group
+        assert not set(notes.groups[part.train]) & set(notes.groups[np.setdiff1d(split.train, part.train)])
+        assert np.abs(shares(notes, part.train) - shares(notes, split.train)).max() < 0.15
+        assert part.validation is split.validation and part.test is split.test
+        before = taken
+    again = take_training_notes(notes, split, 100, seed)
+    assert again.train.tolist() == take_training_notes(notes, split, 100, seed).train.tolist()
+    assert again.train.tolist() != take_training_notes(notes, split, 100, seed + 1).train.tolist()
+
+
+def test_without_groups_a_part_has_exactly_as_many_notes():
+    notes = make_notes([0, 0, 1] * 60)
+    (split, *_) = draw(notes)
+    part = take_training_notes(notes, split, 30, 0)
+    assert len(part.train) == 30 and notes.labels[part.train].sum() == 10
+
+
+def test_parts_that_cannot_be_are_one_line():
+    notes = make_notes([0] * 90 + [1] * 90 + [2] * 9)
+    (split, *_) = draw(notes)
+    with pytest.raises(DataError, match=f"--train_size 500: the training part has {len(split.train)} notes"):
+        take_training_notes(notes, split, 500, 0)
+    with pytest.raises(DataError, match="--train_size 5: so few training notes have none of class class 2"):
+        take_training_notes(notes, split, 5, 0)

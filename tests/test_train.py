@@ -46,7 +46,7 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
         assert result["schema_version"] == 2 and result["status"] == "finished"
         assert result["run"] == {
             "run_id": "transformer", "model": "transformer", "head": None, "tuning": None, "dataset": "notes.csv",
-            "seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1,
+            "seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1, "train_size": None,
         }  # fmt: skip
         assert result["data"]["class_names"] == ["other", "failure"] and result["data"]["task"] == "binary"
         assert sum(part["notes"] for part in result["data"]["splits"].values()) == 90
@@ -114,6 +114,20 @@ def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path
     assert [file.stat().st_mtime_ns for file in files] == stamps
     assert train.main(arguments(notes_file, output, "--overwrite", "--keep_model", "False")) == 0
     assert read(output / "fold-0")["data"]["splits"]["train"]["notes"] > 0 and not (output / "model").exists()
+
+
+def test_a_point_of_a_learning_curve(notes_file, tmp_path, capsys):
+    """Fewer training notes, the same test notes, the same fingerprint: it belongs in the table of the whole."""
+    sized = [*arguments(notes_file, tmp_path / "part", "--train_size", "30"), "--keep_model", "False"]
+    assert train.main(sized) == 0
+    assert train.main(arguments(notes_file, tmp_path / "whole", "--keep_model", "False")) == 0
+    part, whole = (read(tmp_path / name / "fold-1") for name in ("part", "whole"))
+    assert part["run"]["train_size"] == 30 and whole["run"]["train_size"] is None
+    assert part["data"]["splits"]["train"]["notes"] == 30 < whole["data"]["splits"]["train"]["notes"]
+    assert part["data"]["fingerprint"] == whole["data"]["fingerprint"]
+    assert part["data"]["splits"]["test"] == whole["data"]["splits"]["test"]
+    assert train.main(arguments(notes_file, tmp_path / "kept", "--train_size", "30")) == 1
+    assert "a model for use has all notes; add --keep_model False" in capsys.readouterr().err
 
 
 def test_a_fold_that_is_missing_is_trained_and_the_others_are_not(notes_file, tmp_path):

@@ -1,0 +1,75 @@
+"""Which cells make a curve, where two curves cross, and how that is said."""
+
+import pandas as pd
+import pytest
+from report_helpers import aggregated
+from result_factory import write_result
+
+from learning import crossing, curves, describe_crossings
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return tmp_path / "runs"
+
+
+def curve(**scores):
+    """f1 by notes, as n100=0.8."""
+    notes = [int(name[1:]) for name in scores]
+    frame = pd.DataFrame({"train_size": [*map(str, notes)], "train_notes": notes, "f1_mean": [*scores.values()]})
+    return frame.astype({"train_notes": float})
+
+
+def test_curves_cross_where_the_differences_do_in_the_logarithm_of_notes():
+    reference = curve(n100=0.80, n1000=0.85, n10000=0.90)
+    assert crossing(curve(n100=0.70, n1000=0.95, n10000=0.99), reference, "f1") == pytest.approx(100 * 10**0.5)
+    assert crossing(curve(n100=0.79, n1000=0.80, n10000=0.90001), reference, "f1") == pytest.approx(10000, rel=0.01)
+    assert crossing(curve(n100=0.81, n1000=0.86, n10000=0.91), reference, "f1") == 0
+    assert crossing(curve(n100=0.90, n1000=0.86, n10000=0.89), reference, "f1") is None
+    # ahead, behind, ahead for good: only the last crossing counts
+    assert crossing(curve(n100=0.90, n1000=0.80, n10000=0.95), reference, "f1") == pytest.approx(1000 * 10**0.5)
+
+
+def test_only_sizes_that_both_have_are_compared():
+    reference = curve(n100=0.80, n10000=0.90)
+    assert crossing(curve(n50=0.1, n100=0.70, n1000=0.2, n10000=1.0), reference, "f1") == pytest.approx(1000)
+    assert crossing(curve(n10=0.1, n100=0.9), reference, "f1") is None  # one point is no curve
+
+
+def write_point(runs, model, notes, score, train_size, hours=0.5):
+    splits = {part: {"notes": count} for part, count in (("train", notes), ("validation", 20), ("test", 20))}
+    changes = {"data__splits": splits, "run__train_size": train_size, "cost__training_hours": hours}
+    for fold in (0, 1):
+        more = {"run__model": model, "run__head": None, "run__tuning": None, "run__num_folds": 2}
+        write_result(runs, f"{model}-{notes}", fold, score, **changes, **more)
+
+
+def test_curves_and_their_sentences(runs):
+    for notes, size, baseline, better, worse in ((100, 100, 0.80, 0.70, 0.6), (1000, 1000, 0.85, 0.95, 0.7)):
+        for model, score in (("tfidf", baseline), ("drbert", better), ("alibert", worse)):
+            write_point(runs, model, notes, score, size)
+    write_point(runs, "tfidf", 3000, 0.9, None)
+    write_point(runs, "camembert-bio", 3000, 0.9, None)  # one size: no curve
+    cells = aggregated(runs)
+    assert [*curves(cells)] == ["tfidf", "alibert", "drbert"]
+    assert curves(cells)["tfidf"].train_notes.tolist() == [100, 1000, 3000]
+    assert curves(cells)["tfidf"].train_size.tolist() == ["100", "1000", "-"]
+    assert describe_crossings(cells, "macro") == [
+        "alibert does not pass tfidf with up to 1,000 training notes.",
+        "drbert needs about 316 training notes to pass tfidf.",
+    ]
+
+
+def test_the_cheapest_is_the_reference_where_there_is_no_baseline(runs):
+    for notes, score in ((100, 0.7), (1000, 0.8)):
+        write_point(runs, "drbert", notes, score + 0.05, notes, hours=9.0)
+        write_point(runs, "transformer", notes, score, notes, hours=0.1)
+    assert describe_crossings(aggregated(runs), "macro") == [
+        "drbert is ahead of transformer from 100 training notes on."
+    ]
+
+
+def test_one_curve_crosses_nothing(runs):
+    write_point(runs, "tfidf", 100, 0.7, 100)
+    write_point(runs, "tfidf", 3000, 0.8, None)
+    assert describe_crossings(aggregated(runs), "macro") == []
