@@ -473,7 +473,7 @@ def verdict_text(cells: pd.DataFrame, compared: Compared, average: str) -> str:
     chosen, best = table.loc[verdict.choice], table.loc[verdict.best]
     sentences = [
         f"Deploy {name(verdict.choice)}: F1 ({average}) {chosen.score:.3f} (95 % interval {chosen.low:.3f} to "
-        f"{chosen.high:.3f}), {number(hours[verdict.choice], '.2g')} hours of training."
+        f"{chosen.high:.3f}), {duration(hours[verdict.choice])} of training."
     ]
     if verdict.choice == verdict.best:
         alike = len(verdict.candidates) - 1
@@ -502,8 +502,17 @@ def verdict_text(cells: pd.DataFrame, compared: Compared, average: str) -> str:
 
 def times(hours: float, cheapest: float) -> str:
     ratio = hours / cheapest if cheapest else float("nan")
-    as_many = f", {ratio:{',.0f' if ratio >= 10 else '.2g'}} times as many" if cheapest else ""
-    return f"{number(hours, '.2g')} hours{as_many}"
+    as_long = f", {ratio:{',.0f' if ratio >= 10 else '.2g'}} times as long" if cheapest else ""
+    return f"{duration(hours)}{as_long}"
+
+
+def duration(hours: float) -> str:
+    """In the unit that a reader would use: seconds below a minute, minutes below an hour."""
+    if hours < 1 / 60:
+        return f"{hours * 3600:.2g} s"
+    if hours < 1:
+        return f"{hours * 60:.2g} min"
+    return f"{hours:.2g} h" if hours < 10 else f"{hours:,.0f} h"
 
 
 def describe_runs(results: pd.DataFrame) -> dict[str, str]:

@@ -75,9 +75,9 @@ def test_verdict_is_printed_and_reported(runs, evaluate):
     report = (runs.parent / "report" / "results.md").read_text()
     (verdict,) = [line for line in printed.splitlines() if line.startswith("Deploy ")]
     assert code == 0 and f"**{verdict}**" in report
-    assert verdict.startswith("Deploy tfidf: F1 (macro) 0.8") and "0.12 hours of training" in verdict
+    assert verdict.startswith("Deploy tfidf: F1 (macro) 0.8") and "7.5 min of training" in verdict
     assert "the cheapest of the 2 of 3 models that are not significantly worse than the best, drbert (0.8" in verdict
-    assert "which took 4 hours, 32 times as many" in verdict
+    assert "which took 4 h, 32 times as long" in verdict
     assert "The notes are too few to be sure" in verdict and "test notes would show" in verdict
     table = report.split("### Are the differences real?")[1].split("- **F1**")[0]
     rows = [line for line in table.splitlines() if line.startswith("| ")]

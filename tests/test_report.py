@@ -216,3 +216,8 @@ def test_costs_count_the_pass_once_and_share_it(runs, make_report):
     assert grn["Notes a second"] == "0.055"  # 0.1 s a note, and 18 s of the pass
     assert (linear["Peak memory, GB"], linear["All parameters"]) == ("0.9", "112,000,000")
     assert "Price" not in (make_report() / "results.md").read_text()
+
+
+def test_durations_are_in_the_unit_a_reader_would_use():
+    hours = [0.5 / 3600, 90 / 3600, 0.5, 1, 1234.4]
+    assert [report.duration(value) for value in hours] == ["0.5 s", "1.5 min", "30 min", "1 h", "1,234 h"]
