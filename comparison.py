@@ -79,7 +79,11 @@ class Answers:
         return self.count(pd.factorize(self.folds, sort=True)[0])
 
     def score(self, counts: np.ndarray, metric: str) -> np.ndarray:
-        """Counts (..., C) to the metric (...,), named as in the result files; 0 where it is undefined."""
+        """Counts (..., C) to the metric (...,), named as in the result files; 0 where it is undefined.
+
+        A macro average is over the classes that have notes: a bootstrap sample may lack a rare one altogether, which
+        says nothing against the model.
+        """
         hits, false_alarms, missed = self.errors_by_class(counts)
         if metric == "accuracy":
             if self.is_multi_label:
@@ -89,10 +93,10 @@ class Answers:
         if average == "micro":
             return OF_CLASS[name](*(part.sum(axis=-1) for part in (hits, false_alarms, missed)))
         of_class = OF_CLASS[name](hits, false_alarms, missed)
-        if average == "weighted":
-            support = hits + missed
-            return _ratio((of_class * support).sum(axis=-1), support.sum(axis=-1))
-        return of_class[..., 1] if average == "positive" else of_class.mean(axis=-1)
+        if average == "positive":
+            return of_class[..., 1]
+        weights = hits + missed if average == "weighted" else (hits + missed > 0).astype(float)
+        return _ratio((of_class * weights).sum(axis=-1), weights.sum(axis=-1))
 
     def score_classes(self, counts: np.ndarray, name: str) -> np.ndarray:
         """Counts (..., C) to precision, recall or f1 of every class (..., classes)."""
@@ -183,15 +187,15 @@ def mcnemar_test(first: Answers, second: Answers) -> tuple[int, int, float]:
     return only_first, only_second, float(mcnemar(table, exact=True).pvalue)
 
 
-def resampled_t_test(first: Answers, second: Answers, metric: str) -> float | None:
+def resampled_t_test(first: Answers, second: Answers, metric: str, test_to_train: float) -> float | None:
     """Corrected resampled t-test over folds (Nadeau and Bengio 2003): folds share training notes, which the variance
-    is corrected for by adding the ratio of test to training notes. None for a single fold.
+    is corrected for by adding the ratio of test to training notes, `test_to_train`. None for a single fold.
     """
     gaps = (first.score(first.by_fold, metric) - second.score(second.by_fold, metric)).mean(axis=0)
     folds = len(gaps)
     if folds < 2:
         return None
-    variance = gaps.var(ddof=1) * (1 / folds + 1 / (folds - 1))  # of k folds, one tests and k - 1 train
+    variance = gaps.var(ddof=1) * (1 / folds + test_to_train)
     if variance == 0:
         return float(gaps.mean() == 0)
     return float(2 * stats.t.sf(abs(gaps.mean()) / np.sqrt(variance), folds - 1))
@@ -213,11 +217,12 @@ def notes_that_would_tell(gap: float, standard_error: float, notes: int) -> int 
 # ---- the comparison ------------------------------------------------------------------------------------------------
 
 
-def compare(answers: list[Answers], metric: str) -> pd.DataFrame:
+def compare(answers: list[Answers], metric: str, test_to_train: float) -> pd.DataFrame:
     """One row a model, in the order given: its score and interval, and the paired tests against the best of them.
 
     The best is the one with the highest score. `gap` is the model minus the best; `p` is the permutation test's,
     `p_holm` corrected for all models that are tested against it; both are missing where models differ in seeds.
+    `test_to_train` is the ratio of test to training notes in a fold.
     """
     scores = [each.estimate(metric) for each in answers]
     best = int(np.argmax(scores))
@@ -230,7 +235,7 @@ def compare(answers: list[Answers], metric: str) -> pd.DataFrame:
             row |= zip(("only_this", "only_best", "p_mcnemar"), mcnemar_test(each, answers[best]), strict=True)
             if len(each.predicted) == len(answers[best].predicted):
                 row["p"] = permutation_test(each, answers[best], metric)
-                row["p_resampled_t"] = resampled_t_test(each, answers[best], metric)
+                row["p_resampled_t"] = resampled_t_test(each, answers[best], metric, test_to_train)
         rows.append(row)
     columns = ["score", "low", "high", "is_best", "gap", "gap_low", "gap_high", "gap_se", "p", "p_holm", "only_this"]
     table = pd.DataFrame(rows, columns=[*columns, "only_best", "p_mcnemar", "p_resampled_t"])

@@ -31,8 +31,9 @@ from tabulate import tabulate
 from transformers import TrainerCallback
 
 from backbones import BackboneError, find_backbone, load_config_and_tokenizer
-from data import DataArguments, Notes, load_notes
+from data import DataArguments, DataError, Notes, load_notes
 from machine import available_cores
+from memory import MemoryBudgetError
 from models import TUNINGS, prepare_encoder
 from results import SCHEMA_VERSION, write_json
 from splits import Split, draw_splits, take_training_notes
@@ -219,15 +220,15 @@ def estimate_all(plan: list[dict], of_train: list[str]) -> tuple[dict[str, dict]
             try:
                 if model_args.kind in TUNINGS:
                     prepare_encoder(model_args, data_args)
+                if data_args.train_size is not None:
+                    size, seed = data_args.train_size, data_args.split_seed
+                    splits = [take_training_notes(notes, split, size, seed) for split in splits]
                 kind = kind_of_probe(run)
                 if kind not in speeds:
                     speeds[kind] = probe(run, Path(folder))
-            except BackboneError as error:
+            except (BackboneError, DataError, MemoryBudgetError) as error:
                 problems[line["run_id"]] = str(error)
                 continue
-            if data_args.train_size is not None:
-                size, seed = data_args.train_size, data_args.split_seed
-                splits = [take_training_notes(notes, split, size, seed) for split in splits]
             estimates[line["run_id"]] = estimate(run, splits, speeds[kind], start_up)
     return estimates, problems
 

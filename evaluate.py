@@ -312,17 +312,21 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
         folds = results[(results[CELL] == cell[CELL]).all(axis=1)].sort_values(["seed", "fold"])
         try:
             predictions = read_predictions(folds)
-            answers.append(collect_answers(predictions, len(folds.class_names.iloc[0])))
+            of_cell = collect_answers(predictions, len(folds.class_names.iloc[0]))
+            if answers and not same_notes(of_cell, answers[0]):
+                raise ValueError("predictions on other notes")
             trust.append(measure_trust(predictions, folds, cell.task))
+            answers.append(of_cell)
             kept.append(number)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             # only the kind of error: the file may be anything, and what it holds is not ours to print
             unreadable.append(
                 f"statistics of {figures.cell_name(cell)}: no usable predictions ({type(error).__name__})"
             )
     if len(answers) < 2:
         return report.Compared(kept, answers, trust, None, None)
-    table = comparison.compare(answers, metric)
+    whole = results[results.train_size == "-"]
+    table = comparison.compare(answers, metric, whole.test_notes.sum() / whole.train_notes.sum())
     hours = (cells.training_hours + cells.feature_hours)[kept].reset_index(drop=True)
     verdict = comparison.choose_model(table, hours, len(answers[0].labels))
     return report.Compared(kept, answers, trust, table, verdict)
@@ -346,6 +350,12 @@ def collect_answers(predictions: list[pd.DataFrame], classes: int) -> comparison
     )
     ids, groups, folds = (predictions[0][column].to_numpy() for column in ("id", "group", "fold"))
     return comparison.Answers(ids, labels[0], np.stack(predicted), groups, folds, classes)
+
+
+def same_notes(first: comparison.Answers, second: comparison.Answers) -> bool:
+    return all(
+        np.array_equal(getattr(first, name), getattr(second, name)) for name in ("ids", "labels", "groups", "folds")
+    )
 
 
 def measure_trust(predictions: list[pd.DataFrame], results: pd.DataFrame, task: str) -> report.Trust:
@@ -373,7 +383,7 @@ def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFr
         beneath = results[[path.is_relative_to(estimate["path"].parent) for path in results.path]]
         for run_id, folds in beneath.groupby("run_id", sort=False):
             expected = estimate["runs"].get(run_id)
-            if expected is None:
+            if expected is None or len(folds) < folds.num_folds.iloc[0] * folds.num_seeds.max():
                 continue
             measured, at_most = folds.training_hours.sum(), expected["training_hours"]
             for_epochs = at_most

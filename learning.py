@@ -52,8 +52,11 @@ def describe_crossings(cells: pd.DataFrame, average: str) -> list[str]:
     for name, curve in found.items():
         if name == reference:
             continue
+        common = curve[curve.train_size.isin(found[reference].train_size)]
+        if len(common) < 2:
+            continue  # nothing to compare between
         notes = crossing(curve, found[reference], f"f1_{average}")
-        smallest, largest = curve.train_notes.iloc[0], curve.train_notes.iloc[-1]
+        smallest, largest = common.train_notes.iloc[0], common.train_notes.iloc[-1]
         if notes is None:
             sentences.append(f"{name} does not pass {reference} with up to {largest:,.0f} training notes.")
         elif notes == 0:

@@ -185,7 +185,8 @@ def write_report(
     # text stays text in the SVG (searchable, sharp), and the same results give the same file
     drawn = {}
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frugal-notes"}):
-        drawn["f1_vs_hours"] = draw_figure(cells, average)
+        if ((cells.train_size == "-") & (cells.folds_finished > 0)).any():
+            drawn["f1_vs_hours"] = draw_figure(cells, average)
         for number_of_dataset, (_, rows) in enumerate(cells.groupby("dataset", sort=False), start=1):
             if found := curves(rows):
                 drawn[f"learning_curves_{number_of_dataset}"] = draw_curves(found, average)
@@ -476,11 +477,15 @@ def verdict_text(cells: pd.DataFrame, compared: Compared, average: str) -> str:
         f"{chosen.high:.3f}), {duration(hours[verdict.choice])} of training."
     ]
     if verdict.choice == verdict.best:
-        alike = len(verdict.candidates) - 1
-        others = (
-            f"the cheapest of the {alike + 1} that are not significantly worse" if alike else "significantly better"
-        )
-        sentences.append(f"It has the highest score of {len(table)} models, and is {others}.")
+        alike, untested = len(verdict.candidates) - 1, int(table.p_holm.isna().sum()) - 1
+        sentence = f"It has the highest score of {len(table)} models"
+        if alike:
+            sentence += f", and is the cheapest of the {alike + 1} that are not significantly worse"
+        elif untested < len(table) - 1:
+            sentence += ", and is significantly better than " + ("those tested" if untested else "all others")
+        sentences.append(f"{sentence}.")
+        if untested:
+            sentences.append(f"Not tested for having another number of seeds: {untested}.")
     else:
         sentences.append(
             f"It is the cheapest of the {len(verdict.candidates)} of {len(table)} models that are not significantly "

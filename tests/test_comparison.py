@@ -147,10 +147,10 @@ def test_resampled_t_test_by_hand():
     first, second = labels.copy(), labels.copy()
     folds = np.repeat(np.arange(4), 10)
     second[[0, 1, 10, 11, 20, 30, 31, 32]] = 1  # gaps of 0.2, 0.2, 0.1, 0.3
-    p = resampled_t_test(binary(labels, first, folds=folds), binary(labels, second, folds=folds), "accuracy")
-    t = 0.2 / np.sqrt((1 / 4 + 1 / 3) * (0.02 / 3))
+    p = resampled_t_test(binary(labels, first, folds=folds), binary(labels, second, folds=folds), "accuracy", 0.3)
+    t = 0.2 / np.sqrt((1 / 4 + 0.3) * (0.02 / 3))
     assert p == pytest.approx(2 * stats.t.sf(t, 3))
-    assert resampled_t_test(binary(labels, first), binary(labels, second), "accuracy") is None
+    assert resampled_t_test(binary(labels, first), binary(labels, second), "accuracy", 0.3) is None
 
 
 def test_holm_by_hand():
@@ -171,7 +171,7 @@ def test_everything_is_compared_with_the_best():
     best, middle, bad = labels.copy(), labels.copy(), labels.copy()
     best[:4], middle[2:10], bad[:80] = 1 - best[:4], 1 - middle[2:10], 1 - bad[:80]
     two_seeds = binary(labels, [middle, middle])
-    table = compare([binary(labels, bad), binary(labels, best), binary(labels, middle), two_seeds], "f1_macro")
+    table = compare([binary(labels, bad), binary(labels, best), binary(labels, middle), two_seeds], "f1_macro", 0.25)
     assert table.is_best.tolist() == [False, True, False, False]
     assert table.gap[0] == pytest.approx(table.score[0] - table.score[1]) and np.isnan(table.gap[1])
     assert table.p_holm[0] < 0.001 and table.p_holm[2] > 0.05
@@ -221,3 +221,10 @@ def test_answers_to_multi_label_notes_are_sets():
     model = Answers(np.array(["a", "b"]), labels, np.array([[[1, 0], [0, 0]]]), np.arange(2), np.zeros(2), 2)
     (row,) = hard_notes([model], ["toux", "fièvre"]).itertuples(index=False)
     assert (row.id, row.label, row.their_answer) == ("b", "toux, fièvre", "none")
+
+
+def test_a_resample_without_a_rare_class_says_nothing_against_the_model():
+    """All is right: so is every resample, also those without the one patient of class 2."""
+    labels = np.array([0, 1] * 20 + [2])
+    answers = Answers(labels, labels, labels[None], np.arange(41), np.zeros(41), 3)
+    assert interval(answers, "f1_macro") == (1.0, 1.0)

@@ -93,6 +93,8 @@ def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder)
         ("enc-grn-lora", encoder, "grn", "lora", "-"),
         ("enc-adapter-lora", encoder, "adapter", "lora", "-"),
         ("no-such-grn-full", "no-such/encoder", "grn", "full", "-"),
+        ("tfidf-n20", "tfidf", "-", "-", "20"),
+        ("tfidf-n5000", "tfidf", "-", "-", "5000"),
     ]
     # fmt: off
     status, printed, _, content = run_command(
@@ -102,13 +104,15 @@ def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder)
     # fmt: on
     assert status == 0
     runs = content["runs"]
-    assert [*runs] == [name for name, *_ in plan[:-1]]
+    assert [*runs] == [name for name, *_ in plan[:5]] + ["tfidf-n20"]
+    assert runs["tfidf-n20"]["training_hours"] < runs["tfidf"]["training_hours"]
     assert all(run["hours"] > run["training_hours"] > 0 for run in runs.values())
     assert runs["enc-adapter-frozen"]["feature_hours"] > 0 == runs["enc-grn-lora"]["feature_hours"]
     assert runs["enc-grn-lora"]["training_hours"] == runs["enc-adapter-lora"]["training_hours"]  # one probe for both
     expected = sum(run["hours"] for run in runs.values()) / 2 + runs["enc-adapter-frozen"]["feature_hours"]
     assert content["wall_hours"] == pytest.approx(expected)
-    assert "no-such/encoder is not in the cache" in printed and "1 runs without an estimate left out" in printed
+    assert "no-such/encoder is not in the cache" in printed and "2 runs without an estimate left out" in printed
+    assert "--train_size 5000: the training part has" in printed
 
 
 def test_a_mistake_is_one_line(run_command, tmp_path):

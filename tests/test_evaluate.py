@@ -95,6 +95,33 @@ def test_predictions_that_cannot_be_read_are_named_and_left_out(runs, evaluate):
     assert len(rows) == 3 and "Deploy tfidf" in printed and "drbert (0." not in printed
 
 
+def test_predictions_on_other_notes_are_left_out(runs, evaluate):
+    write_three_models(runs)
+    path = runs / "drbert" / "fold-1" / "predictions.parquet"
+    pd.read_parquet(path).iloc[1:].to_parquet(path)
+    broken = runs / "transformer" / "fold-0" / "predictions.parquet"
+    pd.read_parquet(broken).assign(probabilities=[[0.5]] + [[0.5, 0.5]] * 19).to_parquet(broken)
+    code, printed, complaints, _ = evaluate()
+    assert code == 1 and "statistics of drbert" in complaints and "statistics of transformer" in complaints
+
+
+def test_only_parts_of_the_notes_have_a_report_too(runs, evaluate):
+    for size in (100, 1000):
+        write_result(runs, f"tfidf-n{size}", run__train_size=size, run__num_folds=1)
+    code, printed, _, rows = evaluate()
+    assert code == 0 and "No verdict" in printed and len(rows) == 2
+    text = (runs.parent / "report" / "results.md").read_text()
+    assert "No run on all notes." in text and "f1_vs_hours" not in text and "1,000 notes" in text
+
+
+def test_other_numbers_of_seeds_are_not_called_worse(runs, evaluate):
+    for seed in (0, 1):
+        write_result(runs, f"best-{seed}", score=0.95, run__seed=seed, run__num_folds=1, run__num_seeds=2)
+    write_result(runs, "tfidf", score=0.5, run__model="tfidf", run__num_folds=1)
+    _, printed, _, _ = evaluate()
+    assert "significantly" not in printed and "Not tested for having another number of seeds: 1." in printed
+
+
 def test_one_model_has_no_verdict(runs, evaluate):
     write_result(runs, run__num_folds=1)
     code, printed, _, _ = evaluate()
@@ -103,12 +130,14 @@ def test_one_model_has_no_verdict(runs, evaluate):
 
 def test_estimate_is_compared_with_what_was_measured(runs, evaluate):
     for fold, epochs in enumerate([2, 4]):
-        write_result(runs, "a-run", fold=fold, cost__training_hours=0.5, cost__epochs=epochs)
-    write_result(runs, "tfidf", cost__training_hours=0.3, cost__epochs=None, run__model="tfidf")
+        write_result(runs, "a-run", fold=fold, cost__training_hours=0.5, cost__epochs=epochs, run__num_folds=2)
+    write_result(runs, "tfidf", cost__training_hours=0.3, cost__epochs=None, run__model="tfidf", run__num_folds=1)
+    write_result(runs, "unfinished", run__model="transformer")
     write_result(runs, "unforeseen", run__model="other")
     expected = {
         "a-run": {"training_hours": 4.0, "training_hours_an_epoch": 0.2, "epochs": 10},
         "tfidf": {"training_hours": 0.2, "training_hours_an_epoch": 0.2, "epochs": None},
+        "unfinished": {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "epochs": 10},
         "never-run": {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "epochs": 10},
     }
     content = {"schema_version": 2, "status": "estimated", "runs": expected, "wall_hours": 4.0}

@@ -73,3 +73,13 @@ def test_one_curve_crosses_nothing(runs):
     write_point(runs, "tfidf", 100, 0.7, 100)
     write_point(runs, "tfidf", 3000, 0.8, None)
     assert describe_crossings(aggregated(runs), "macro") == []
+
+
+def test_sentences_are_of_the_sizes_that_both_have(runs):
+    for notes, score in ((100, 0.7), (1000, 0.8)):
+        write_point(runs, "tfidf", notes, score, notes)
+    for notes, score in ((50, 0.1), (100, 0.75), (1000, 0.85), (2000, 0.1)):
+        write_point(runs, "drbert", notes, score, notes)
+    for notes in (100, 3000):
+        write_point(runs, "alibert", notes, 0.1, notes)  # one size in common: not said to be worse up to 3,000
+    assert describe_crossings(aggregated(runs), "macro") == ["drbert is ahead of tfidf from 100 training notes on."]
