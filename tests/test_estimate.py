@@ -99,7 +99,7 @@ def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder)
     # fmt: off
     status, printed, _, content = run_command(
         plan, "--dataset", notes_file, "--folds", 2, "--jobs", 2, "--max_length", 48, "--vocab_size", 400,
-        "--per_device_train_batch_size", 4, "--use_cpu",
+        "--per_device_train_batch_size", 4, "--use_cpu", "--keep_model", "False",
     )
     # fmt: on
     assert status == 0
