@@ -6,6 +6,7 @@ multi-label task. What is chosen is chosen on validation, what is reported is of
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit, softmax
 
 BINS = 15  # of equal width, as in Guo et al. 2017
 TEMPERATURES = (0.05, 20.0)  # among which one is looked for
@@ -29,11 +30,8 @@ def apply_temperature(probabilities: np.ndarray, temperature: float, task: str) 
     """The probabilities of the logits divided by the temperature: above 1 less sure, below 1 surer; order is kept."""
     p = np.clip(probabilities, LEAST, 1 - LEAST)
     if task == "multi-label":
-        logits = np.log(p) - np.log(1 - p)
-        return 1 / (1 + np.exp(-logits / temperature))
-    scaled = np.log(p) / temperature
-    scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return scaled / scaled.sum(axis=1, keepdims=True)
+        return expit(logit(p) / temperature)
+    return softmax(np.log(p) / temperature, axis=1)
 
 
 def claims(probabilities: np.ndarray, labels: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray]:

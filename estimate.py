@@ -37,7 +37,7 @@ from memory import MemoryBudgetError
 from models import TUNINGS, prepare_encoder
 from results import SCHEMA_VERSION, write_json
 from splits import Split, draw_splits, take_training_notes
-from train import parse_arguments
+from train import parse_arguments, tell_unforeseen
 from trainer import Run, train_baseline, train_network
 
 PLAN = ("run_id", "model", "head", "tuning", "train_size")  # the columns of the plan of run_all.sh
@@ -173,10 +173,15 @@ def main() -> int:
     datasets.disable_progress_bars()
     plan = [dict(zip(PLAN, line.rstrip("\n").split("\t"), strict=True)) for line in sys.stdin]
     try:
-        estimates, problems = estimate_all(plan, of_train)
-    except ValueError as error:  # of the arguments or the notes: it concerns every run
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        parsed = [parse_arguments(arguments_of(line) + of_train) for line in plan]
+    except ValueError as error:  # ours, and what TrainingArguments object to; no note has been read yet
+        return complain(error)
+    try:
+        estimates, problems = estimate_all(plan, parsed)
+    except DataError as error:
+        return complain(error)
+    except Exception as error:
+        return complain(tell_unforeseen(error, parsed[0][2].log_level))
 
     rows = []
     for line in plan:
@@ -199,21 +204,30 @@ def main() -> int:
     return 0
 
 
-def estimate_all(plan: list[dict], of_train: list[str]) -> tuple[dict[str, dict], dict[str, str]]:
-    """For each run of the plan, by its id: the estimate, or why there is none.
+def complain(problem: object) -> int:
+    print(f"error: {problem}", file=sys.stderr)
+    return 1
+
+
+def arguments_of(line: dict[str, str]) -> list[str]:
+    """What run_all.sh gives to train.py for a line of its plan."""
+    head = [] if line["head"] == "-" else ["--head", line["head"], "--tuning", line["tuning"]]
+    size = [] if line["train_size"] == "-" else ["--train_size", line["train_size"]]
+    return ["--model", line["model"], *head, *size]
+
+
+def estimate_all(plan: list[dict], parsed: list[tuple]) -> tuple[dict[str, dict], dict[str, str]]:
+    """For each run of the plan, by its id: the estimate, or why there is none. `parsed` is its arguments of train.py.
 
     Raises:
-        ValueError: what train.py would say of the arguments or the notes.
+        DataError: what train.py would say of the notes.
     """
     start_up = min(timed_import() for _ in range(2))
     corpus, speeds, estimates, problems = None, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, line in enumerate(plan, start=1):
+        for number, (line, arguments) in enumerate(zip(plan, parsed, strict=True), start=1):
             print(f"probing: {number} of {len(plan)} ", end="\r", file=sys.stderr, flush=True)
-            head = [] if line["head"] == "-" else ["--head", line["head"], "--tuning", line["tuning"]]
-            size = [] if line["train_size"] == "-" else ["--train_size", line["train_size"]]
-            arguments = ["--model", line["model"], *head, *size, *of_train]
-            model_args, data_args, training_args = parse_arguments(arguments)
+            model_args, data_args, training_args = arguments
             corpus = corpus or load_corpus(data_args)
             notes, splits = corpus
             run = Run(model_args, data_args, training_args, notes)

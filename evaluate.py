@@ -305,7 +305,8 @@ def find_missing(plans: list[dict], seen: pd.DataFrame) -> pd.DataFrame:
 def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unreadable: list[str]) -> report.Compared:
     """Intervals, tests and the verdict for the complete cells of all notes, those whose predictions can be read.
 
-    They are on the same notes and folds: `check_comparable` saw to it. `unreadable` gets a line for each other cell.
+    Cells whose predictions are on other notes or folds than the first's are left out too. `unreadable` gets a line for
+    each cell that is.
     """
     kept, answers, trust = [], [], []
     for number, cell in cells[(cells.status == "complete") & (cells.train_size == "-")].iterrows():

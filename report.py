@@ -82,8 +82,6 @@ PAPER = [
         "under 6 hours for both small Transformers together (arXiv 2407.19299)",
     ),
 ]
-
-
 PAPER_COLUMNS = ["Source", "Model", "Accuracy", "Precision", "Recall", "F1", "Cost"]
 LEFT_ALIGNED = {"Threshold keeps", "Model", "Head", "Tuning", "Notes", "Run", "Source", "Cost", "Class", "True class"}
 
@@ -156,9 +154,8 @@ class DataSet:
     has_stand_ins: bool
     statistics: Table | None
     trust: Table | None
-    closer_look: dict[str, list[Table]] = field(
-        default_factory=dict
-    )  # of the best and the chosen: per class, confusion
+    # of the chosen and the best model: classes, confusion, operating points
+    closer_look: dict[str, list[Table]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 

@@ -398,6 +398,18 @@ def describe_run(model_args: ModelArguments, data_args: DataArguments, output: P
     }
 
 
+def tell_unforeseen(error: Exception, log_level: str) -> str:
+    """Print where an exception that nobody foresaw comes from; returns the line that says what it was.
+
+    Its message may quote what it choked on, a patient's note included: the frames and the type say where to look.
+    """
+    print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | OSError) or log_level == "debug":
+        print(error, file=sys.stderr)
+        return type(error).__name__
+    return f"{type(error).__name__} (its message may quote a note and is shown only with --log_level debug)"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed with a line that says why, also left in OUTPUT_DIR/failed.json."""
     try:
@@ -419,14 +431,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ArgumentError, DataError, BackboneError, MemoryBudgetError, hub.HubError) as error:
         message = str(error)
     except Exception as error:
-        # The message of an unforeseen exception may quote what it choked on, a patient's note included: the frames
-        # and the type say where to look.
-        print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
-        message = type(error).__name__
-        if isinstance(error, torch.OutOfMemoryError | MemoryError | OSError) or training_args.log_level == "debug":
-            print(error, file=sys.stderr)
-        else:
-            message += " (its message may quote a note and is shown only with --log_level debug)"
+        message = tell_unforeseen(error, training_args.log_level)
     print(f"error: {message}", file=sys.stderr)
     output = Path(training_args.output_dir)
     if training_args.process_index == 0:

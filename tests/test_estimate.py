@@ -122,3 +122,15 @@ def test_a_mistake_is_one_line(run_command, tmp_path):
     assert status == 1 and not printed and content is None
     assert [line for line in complaints.splitlines() if line.startswith("error: ")] and "none.csv" in complaints
     assert "Traceback" not in complaints
+
+
+def test_an_unforeseen_error_quotes_no_note(run_command, notes_file, monkeypatch):
+    def fail(run, folder):
+        raise ValueError(run.notes.texts[0])
+
+    monkeypatch.setattr(command, "probe", fail)
+    plan = [("transformer", "transformer", "-", "-", "-")]
+    status, printed, complaints, content = run_command(plan, "--dataset", notes_file, "--folds", 2, "--use_cpu")
+    assert status == 1 and content is None
+    assert "error: ValueError (its message may quote a note" in complaints and "in fail" in complaints
+    assert not any(text in printed + complaints for text in invent_notes(90)["text"])
