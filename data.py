@@ -32,6 +32,7 @@ SPLIT_ALIASES |= {"val": "validation", "dev": "validation", "test": "test"}
 # Pairs of labels whose second member is the positive class.
 POSITIVE_PAIRS = [("0", "1"), ("false", "true"), ("no", "yes"), ("non", "oui"), ("negative", "positive")]
 POSITIVE_PAIRS += [("neg", "pos"), ("négatif", "positif"), ("absent", "present"), ("absent", "présent")]
+ROW_ID = "row-{}"
 ROWS_NAMED = 5  # how many rows an error message names before it only counts
 NAME_LENGTH = 80  # a label or a header of more characters is taken for the text of a note, which no message may show
 
@@ -130,6 +131,11 @@ class Notes:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def ids_are_rows(self) -> bool:
+        """Whether the ids are row numbers, for want of a column: those of another table mean nothing here."""
+        return self.ids[0] == ROW_ID.format(1)
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that a result can depend on: ids, texts, labels, groups, given splits."""
@@ -384,12 +390,30 @@ def _order_binary(class_names: list[str], values: list[str], positive_label: str
 def _note_ids(frame: pd.DataFrame, id_column: str | None) -> np.ndarray:
     id_column = id_column or next((name for name in ("id", "note_id") if name in frame.columns), None)
     if id_column is None:
-        return np.array([f"row-{row + 1}" for row in range(len(frame))])
+        return np.array([ROW_ID.format(row + 1) for row in range(len(frame))])
     ids = _complete_column(frame, id_column, "id_column")
     repeated = np.flatnonzero(pd.Series(ids).duplicated())
     if len(repeated):
         raise DataError(f"Column {id_column} repeats ids in {name_rows(repeated)}: ids must be unique.")
     return ids
+
+
+def _group_column(arguments: DataArguments) -> str | None:
+    is_synthetic = arguments.dataset.split(":")[0] == "synthetic"
+    return arguments.group_column or ("patient_id" if is_synthetic else None)
+
+
+def _given_splits(frame: pd.DataFrame, arguments: DataArguments) -> np.ndarray | None:
+    if arguments.split_column not in frame.columns:
+        return None
+    words = frame[arguments.split_column].map(lambda word: SPLIT_ALIASES.get(str(word).strip().lower()))
+    unknown = np.flatnonzero(words.isna())
+    if len(unknown):
+        raise DataError(
+            f"Column {arguments.split_column} is none of {', '.join(SPLIT_ALIASES)} in {name_rows(unknown)}: "
+            "correct it, or draw the splits with --split_column none."
+        )
+    return words.to_numpy(dtype=str)
 
 
 def load_notes(arguments: DataArguments) -> Notes:
@@ -409,24 +433,9 @@ def load_notes(arguments: DataArguments) -> Notes:
     )
 
     ids = _note_ids(frame, arguments.id_column)
-    group_column = arguments.group_column
-    if group_column is None and arguments.dataset.split(":")[0] == "synthetic":
-        group_column = "patient_id"
-    groups = None
-    if group_column is not None:
-        groups = _complete_column(frame, group_column, "group_column")
-
-    given_splits = None
-    if arguments.split_column in frame.columns:
-        words = frame[arguments.split_column].map(lambda word: SPLIT_ALIASES.get(str(word).strip().lower()))
-        unknown = np.flatnonzero(words.isna())
-        if len(unknown):
-            raise DataError(
-                f"Column {arguments.split_column} is none of {', '.join(SPLIT_ALIASES)} in {name_rows(unknown)}: "
-                "correct it, or draw the splits with --split_column none."
-            )
-        given_splits = words.to_numpy(dtype=str)
-
+    group_column = _group_column(arguments)
+    groups = None if group_column is None else _complete_column(frame, group_column, "group_column")
+    given_splits = _given_splits(frame, arguments)
     notes = Notes(arguments.dataset, task, class_names, ids, texts, labels, groups, given_splits)
     logger.info(
         "%s: %d notes%s, %s, %s",
@@ -440,19 +449,16 @@ def load_notes(arguments: DataArguments) -> Notes:
     return notes
 
 
-def read_texts(dataset: str, text_column: str = "text", split_column: str = "split") -> list[str]:
-    """The texts of a corpus for pretraining; where it has splits, of its training part only, so that nothing leaks."""
-    frame, _ = _read_table(DataArguments(dataset=dataset, text_column=text_column, split_column=split_column))
-    _require_column(frame, text_column, "text_column")
-    if split_column in frame.columns:
-        words = frame[split_column].map(lambda word: SPLIT_ALIASES.get(str(word).strip().lower()))
-        logger.info("%s: %d of %d texts are in the training part", dataset, (words == "train").sum(), len(frame))
-        frame = frame[words == "train"]
-    return _check_texts(frame[text_column])
+def read_unlabeled(arguments: DataArguments) -> Notes:
+    """Every note, whether it has a label or not, with ids, groups and given splits where the table has them.
 
-
-def read_unlabeled(arguments: DataArguments) -> tuple[np.ndarray, list[str]]:
-    """Ids and texts of every note, whether it has a label or not: for prediction."""
+    For prediction, and for pretraining: `task` is "none", there are no labels, and a table may lack `group_column`.
+    """
     frame, _ = _read_table(arguments)
     _require_column(frame, arguments.text_column, "text_column")
-    return _note_ids(frame, arguments.id_column), _check_texts(frame[arguments.text_column])
+    texts = _check_texts(frame[arguments.text_column])
+    ids = _note_ids(frame, arguments.id_column)
+    group_column = _group_column(arguments)
+    groups = _complete_column(frame, group_column, "group_column") if group_column in frame.columns else None
+    no_labels = np.zeros(len(texts), dtype=np.int64)
+    return Notes(arguments.dataset, "none", [], ids, texts, no_labels, groups, _given_splits(frame, arguments))

@@ -44,6 +44,7 @@ PLAN = ("run_id", "model", "head", "tuning", "train_size")  # the columns of the
 PROBE_STEPS = 8  # of the optimiser in an epoch of the probe
 PROBE_SECONDS = 15  # after which no further epoch begins; the last epoch is counted
 PROBE_EPOCHS = (2, 10)  # at least and at most: the first ones warm up (batches of each shape are new once)
+PROBE_TOKENS = 40_000  # that a model is pretrained on
 PROBE_NOTES = 64  # that the probe evaluates on
 BASELINE_NOTES = 1000  # that the baseline is fitted to
 
@@ -57,6 +58,7 @@ class Speed:
     saving: float = 0.0  # an epoch's checkpoint
     setting_up: float = 0.0  # a fold: the model, the tokenizer
     features: float = 0.0  # a note, in the encoder's one pass over the corpus
+    pretraining: float = 0.0  # a token, of a model pretrained in-house
 
     def epoch(self, split: Split) -> float:
         return self.training * len(split.train) + self.evaluation * len(split.validation) + self.saving
@@ -108,7 +110,9 @@ def probe(run: Run, folder: Path) -> Speed:
     split = Split(np.setdiff1d(np.arange(len(rows)), held_out), held_out, np.array([], dtype=int))
     arguments.output_dir, arguments.num_train_epochs, arguments.max_steps = str(folder), PROBE_EPOCHS[1], -1
     model_args.cache_dir, model_args.early_stopping_patience = str(folder / "features"), 0
-    run = replace(run, model_args=model_args, training_args=arguments, notes=run.notes.select(rows))
+    model_args.pretraining_tokens = PROBE_TOKENS
+    notes = run.notes.select(rows)
+    run = replace(run, model_args=model_args, training_args=arguments, notes=notes, held_out_anywhere=held_out)
     if is_baseline:
         return Speed(training=train_baseline(run, split).cost["training_hours"] * 3600 / count)
 
@@ -122,7 +126,9 @@ def probe(run: Run, folder: Path) -> Speed:
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
         started = time.perf_counter()
         trained = train_network(run, split, 0, Path(checkpoints), callbacks=[clock])
-        speed.setting_up = time.perf_counter() - started - trained.cost["training_hours"] * 3600
+        pretraining = trained.cost["pretraining_hours"] * 3600
+        speed.setting_up = time.perf_counter() - started - trained.cost["training_hours"] * 3600 - pretraining
+        speed.pretraining = pretraining / PROBE_TOKENS
     speed.training, speed.evaluation = clock.training / count, clock.evaluation / PROBE_NOTES
     speed.saving = clock.saving
     return speed
@@ -152,12 +158,16 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
         an_epoch = sum(speed.epoch(split) for split in splits)
         training = epochs * an_epoch * len(run.model_args.seeds)
     predicted = sum(len(split.validation) + len(split.test) for split in splits) * len(run.model_args.seeds)
-    seconds = training + speed.evaluation * predicted + speed.setting_up * folds + start_up
+    # seeds share it, and folds too where it sees the unlabeled text alone
+    times = len(splits) if run.model_args.pretrain_on == "training-notes" else 1
+    pretraining = speed.pretraining * run.model_args.pretraining_tokens * times
+    seconds = training + pretraining + speed.evaluation * predicted + speed.setting_up * folds + start_up
     return {
         "hours": seconds / 3600,
         "training_hours": training / 3600,
         "training_hours_an_epoch": an_epoch / len(splits) / 3600,
         "feature_hours": speed.features * len(run.notes) / 3600,
+        "pretraining_hours": pretraining / 3600,
         "epochs": epochs,
     }
 

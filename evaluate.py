@@ -58,7 +58,7 @@ SCORES += ["hamming_loss", "auroc", "auprc", "mcc"]
 
 # The part of the files that is read, in their shape: field and type. TEXT may be null and is then read as "-".
 # results.py writes them; it is not imported for its version number, because that would load torch.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 TEXT, NUMBER, NUMBER_OR_NONE = str | None, int | float, int | float | None
 RUN = {"run_id": str, "dataset": str, "model": str, "head": TEXT, "tuning": TEXT, "train_size": int | None}
 PLAN = ["run_id", *CELL[1:]]
@@ -72,9 +72,10 @@ RESULT = {
         "splits": dict.fromkeys(["train", "validation", "test"], {"notes": int}),
     },
     "model": {"kind": str, "backbone": TEXT, "revision": TEXT, "stand_in_for": TEXT, "temperature": NUMBER}
+    | {"transductive": bool, "pretraining": dict | None}
     | dict.fromkeys(["trainable_parameters", "total_parameters"], int),
     "metrics": {"collapsed": bool},
-    "cost": dict.fromkeys(["training_hours", "feature_hours"], NUMBER)
+    "cost": dict.fromkeys(["training_hours", "feature_hours", "pretraining_hours"], NUMBER)
     | dict.fromkeys(["evaluation_seconds", "peak_memory_mb", "epochs"], NUMBER_OR_NONE),
     "environment": {"git_commit": TEXT, "git_dirty": bool | None, "python": str, "packages": dict, "hardware": dict},
 }
@@ -197,6 +198,9 @@ def read_result(path: Path) -> dict:
     record["train_size"] = size_as_text(record["train_size"])
     record["class_names"] = tuple(map(str, record["class_names"]))
     record["operating_points"] = content["operating_points"]
+    if record["pretraining"] is not None:
+        check_fields(content, {"model": {"pretraining": {"id": str}}})
+        record["pretraining"] = record["pretraining"]["id"]
     sizes = [part["notes"] for part in record["splits"].values()]
     record |= {
         "train_notes": record["splits"]["train"]["notes"],
@@ -269,7 +273,11 @@ def check_comparable(results: pd.DataFrame) -> None:
         )
     alike = [
         (["dataset"], ["fingerprint", "task", "class_names"], "different notes, tasks or classes under one data set"),
-        (CELL, ["num_folds", "backbone", "revision", "stand_in_for"], "different folds or backbones under one name"),
+        (
+            CELL,
+            ["num_folds", "backbone", "revision", "stand_in_for", "transductive"],
+            "different folds or backbones under one name",
+        ),
     ]
     for keys, columns, problem in alike:
         for _, group in results.groupby(keys):
@@ -328,7 +336,7 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
         return report.Compared(kept, answers, trust, None, None)
     whole = results[results.train_size == "-"]
     table = comparison.compare(answers, metric, whole.test_notes.sum() / whole.train_notes.sum())
-    hours = (cells.training_hours + cells.feature_hours)[kept].reset_index(drop=True)
+    hours = cells.standalone_hours[kept].reset_index(drop=True)
     verdict = comparison.choose_model(table, hours, len(answers[0].labels))
     return report.Compared(kept, answers, trust, table, verdict)
 
@@ -399,7 +407,8 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
     """One row a cell: mean, sample standard deviation and count of every score over folds and seeds, and the cost.
 
     Training hours are the sum over folds and seeds. Feature hours are the largest of any fold: the forward pass over
-    the notes is made once and shared by every fold, so that adding them up would count it several times.
+    the notes is made once and shared by every fold, so that adding them up would count it several times. So are the
+    hours of a pretraining that several folds, seeds or cells share.
     """
     groups = results.groupby(CELL)
     cells = groups.agg(
@@ -407,6 +416,7 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
         fingerprint=("fingerprint", "first"),
         kind=("kind", "first"),
         stand_in_for=("stand_in_for", "first"),
+        transductive=("transductive", "first"),
         folds_finished=("fold", "size"),
         folds_expected=("num_folds", "first"),
         seeds=("seed", "nunique"),
@@ -424,13 +434,19 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
     )
     # seeds may have been planned in one run (num_seeds) or added one run at a time
     cells["folds_expected"] *= groups.num_seeds.max().clip(lower=cells.seeds)
+    once = results.dropna(subset="pretraining").drop_duplicates([*CELL, "pretraining"])
+    cells["pretraining_hours"] = once.groupby(CELL).pretraining_hours.sum()
+    shared = once.assign(hours=once.pretraining_hours / once.groupby("pretraining").pretraining.transform("size"))
+    cells["shared_pretraining_hours"] = shared.groupby(CELL).hours.sum()
+    cells = cells.fillna({"pretraining_hours": 0.0, "shared_pretraining_hours": 0.0})
+    cells["standalone_hours"] = cells.training_hours + cells.feature_hours + cells.pretraining_hours
     scores = results.astype(dict.fromkeys(SCORES, float)).groupby(CELL)[SCORES].agg(["mean", "std", "count"])
     scores.columns = [f"{score}_{'sd' if what == 'std' else what}" for score, what in scores.columns]
     cells = cells.join(scores)
 
     for column, runs in (("failed", failures), ("missing", missing)):
         cells = cells.join(runs.groupby(CELL)[column].agg("; ".join), how="outer")
-    cells = cells.reset_index().fillna({"failed": "", "missing": "", "stand_in_for": "-"})
+    cells = cells.reset_index().fillna({"failed": "", "missing": "", "stand_in_for": "-", "transductive": False})
     counts = ["folds_finished", "folds_expected", "seeds", "collapsed_folds"]
     cells[counts] = cells[counts].fillna(0).astype(int)
     cells["status"] = "complete"

@@ -28,12 +28,12 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from transformers import AutoModel, PreTrainedTokenizerBase
 
 from backbones import Backbone, is_local
 from batches import WindowCollator, round_up_width, tokenize_notes
 from data import DataArguments, DataError
+from locks import alone_with
 from models import suit_cpu
 from results import write_json
 
@@ -128,26 +128,13 @@ def load_or_compute(
         DataError: the disk has not the room, or the folder cannot be written.
     """
     folder = cache_dir / features_key(backbone, tokenizer, texts, arguments, dtype)
-    try:
-        cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        cache_dir.chmod(0o700)
-        lock = FileLock(folder.with_suffix(".lock"), mode=0o600)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            logger.info("  hidden states: another process is computing them in %s; waiting for it", cache_dir)
-            lock.acquire()
-    except OSError as error:
-        raise DataError(f"--cache_dir {cache_dir}: {error.strerror}; choose another folder.") from error
-    try:
+    with alone_with(folder, "hidden states"):
         features = _read(folder)
         if features is None:
             _compute(backbone, tokenizer, texts, arguments, folder, device, dtype)
             features = _read(folder)
         else:
             logger.info("  hidden states: computed earlier, read from %s", folder)
-    finally:
-        lock.release()
     return features
 
 

@@ -21,6 +21,12 @@ MODELS = {
     OTHER: None,  # MORE_COLOURS in turn
     "transformer": "#E69F00",
     "moe-transformer": "#56B4E9",
+    "transformer-pretrained": "#B8860B",
+    "moe-transformer-pretrained": "#3A5FCD",
+}
+IN_HOUSE = {
+    "transformer-pretrained": "transformer (pretrained in-house)",
+    "moe-transformer-pretrained": "moe-transformer (pretrained in-house)",
 }
 MORE_COLOURS = ["#CC79A7", "#882255", "#999933", "#888888"]
 HEADS = {"-": "X", "linear": "o", "adapter": "s", "lightweight": "^", "tiny-attention": "D", "grn": "*"}
@@ -54,7 +60,8 @@ def real_model(cell: pd.Series) -> str:
 
 
 def shown_model(cell: pd.Series) -> str:
-    return cell.model if cell.stand_in_for == "-" else f"{cell.stand_in_for} (stand-in)"
+    name = IN_HOUSE.get(cell.model, cell.model) if cell.stand_in_for == "-" else f"{cell.stand_in_for} (stand-in)"
+    return f"{name} (transductive: knows test text)" if cell.transductive else name
 
 
 def cell_name(cell: pd.Series) -> str:
@@ -65,7 +72,8 @@ def cell_name(cell: pd.Series) -> str:
 def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
     """F1 against hours, a panel for each data set and a point for each row of the table; bars are ± one sd.
 
-    The hours of a point include the shared pass over the notes: what the model costs if it is the only one trained.
+    The hours of a point include a shared pass over the notes and pretraining in-house: what the model costs if it is
+    the only one trained.
     """
     drawn = cells[(cells.folds_finished > 0) & (cells.train_size == "-")]
     panels = list(drawn.groupby("dataset", sort=False))
@@ -118,7 +126,7 @@ def draw_curves(curves: dict[str, pd.DataFrame], average: str) -> Figure:
 
 def standalone_hours(cell: pd.Series) -> float:
     # a log axis has no zero: a time too short for its clock is drawn at a hundredth of a second
-    return max(cell.training_hours + cell.feature_hours, 0.01 / 3600)
+    return max(cell.standalone_hours, 0.01 / 3600)
 
 
 def draw_front(axes: Axes, rows: pd.DataFrame, average: str) -> list[str]:

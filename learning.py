@@ -46,7 +46,7 @@ def describe_crossings(cells: pd.DataFrame, average: str) -> list[str]:
     found = curves(cells)
     if len(found) < 2:
         return []
-    hours = {name: (curve.training_hours + curve.feature_hours).iloc[-1] for name, curve in found.items()}
+    hours = {name: curve.standalone_hours.iloc[-1] for name, curve in found.items()}
     reference = "tfidf" if "tfidf" in found else min(hours, key=hours.get)
     sentences = []
     for name, curve in found.items():

@@ -20,12 +20,12 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from backbones import Backbone, find_backbone, load_config_and_tokenizer, longest_input, resolve_commit
 from data import DataArguments, Notes
 from heads import HEADS, EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, attention_projections
-from scratch_model import FastDropout, ScratchConfig, ScratchForSequenceClassification, attend
+from scratch_model import SCRATCH_MODELS, FastDropout, ScratchConfig, ScratchForSequenceClassification, attend
 from tokenization import train_tokenizer
 
 logger = logging.getLogger("train")
 
-SCRATCH_MODELS = {"transformer": 0, "moe-transformer": 4}  # name -> experts
+PRETRAINED_HERE = {f"{name}-pretrained": name for name in SCRATCH_MODELS}  # name -> architecture
 OUR_MODELS = (EncoderWithHeadForSequenceClassification, ScratchForSequenceClassification)
 TUNINGS = ("frozen", "lora", "full")
 
@@ -37,7 +37,8 @@ class ModelArguments:
     model: str = field(
         metadata={
             "help": "camembert-bio, alibert, drbert, any Hub id or local folder; transformer or moe-transformer (from "
-            "scratch); tfidf (the baseline)."
+            "scratch); transformer-pretrained or moe-transformer-pretrained (the same, pretrained in-house on notes); "
+            "tfidf (the baseline)."
         }
     )
     model_revision: str | None = field(default=None, metadata={"help": "Commit or tag of the encoder on the Hub."})
@@ -60,7 +61,29 @@ class ModelArguments:
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout in head and classifier, and in the small models."})
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA; its scale alpha is twice the rank (ours)."})
-    vocab_size: int = field(default=6000, metadata={"help": "Largest vocabulary of a model trained from scratch."})
+    vocab_size: int = field(default=6000, metadata={"help": "Largest vocabulary of a model from scratch."})
+    unlabeled: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Further text for models pretrained in-house: files of one document a line (.txt), tables as for "
+            "--dataset, or folders of either. What belongs to a validation or test note is left out."
+        },
+    )
+    pretrain_on: str = field(
+        default="training-notes",
+        metadata={
+            "help": "Models pretrained in-house: on each fold's training notes and the unlabeled text, once a fold; "
+            "or on the unlabeled text alone, once for all folds.",
+            "choices": ["training-notes", "unlabeled"],
+        },
+    )
+    pretraining_tokens: float = field(
+        default=10e6, metadata={"help": "Models pretrained in-house: how many tokens, repeats counted, at most."}
+    )
+    transductive: bool = field(
+        default=False,
+        metadata={"help": "Pretrain in-house on validation and test text too; such models are marked in every table."},
+    )
     class_weights: str = field(
         default="balanced",
         metadata={
@@ -105,12 +128,14 @@ class ModelArguments:
         """The row of RECIPES."""
         if self.model == "tfidf":
             return "baseline"
+        if self.model in PRETRAINED_HERE:
+            return "in-house"
         return "scratch" if self.model in SCRATCH_MODELS else self.tuning
 
     @property
     def run_id(self) -> str:
         """The default name of the run's folder."""
-        structure = [] if self.kind in ("baseline", "scratch") else [self.head, self.tuning]
+        structure = [self.head, self.tuning] if self.kind in TUNINGS else []
         return "-".join([self.name.replace("/", "--"), *structure])
 
     @property
@@ -127,18 +152,25 @@ def build_model(
     train: np.ndarray,
     folder: Path,
     main_first: AbstractContextManager,
+    pretrained: Path | None = None,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase, dict]:
     """The model and tokenizer of one fold, and what the result file says of the model.
 
-    A model from scratch gets a tokenizer trained on the `train` notes alone, kept in `folder` for a resumed run.
+    A model from scratch gets a tokenizer trained on the `train` notes alone, kept in `folder` for a resumed run; one
+    that was pretrained in-house comes with its own from the folder `pretrained`.
     """
     labels = dict(
         id2label=dict(enumerate(notes.class_names)),
         label2id={name: number for number, name in enumerate(notes.class_names)},
         problem_type="multi_label_classification" if notes.task == "multi-label" else "single_label_classification",
     )
-    described = {"kind": "scratch", "backbone": None, "revision": None, "stand_in_for": None}
-    if model_args.model in SCRATCH_MODELS:
+    described = {"kind": "scratch", "backbone": None, "revision": None, "stand_in_for": None, "transductive": False}
+    if pretrained is not None:
+        tokenizer = AutoTokenizer.from_pretrained(pretrained)
+        config = ScratchConfig.from_pretrained(pretrained, dropout=model_args.dropout, **labels)
+        model = ScratchForSequenceClassification.from_pretrained(pretrained, config=config)
+        described |= {"kind": "in-house", "transductive": getattr(config, "transductive", False)}
+    elif model_args.model in SCRATCH_MODELS:
         with main_first:
             if not (folder / "tokenizer_config.json").is_file():
                 train_tokenizer(
@@ -152,7 +184,6 @@ def build_model(
         model = ScratchForSequenceClassification(
             ScratchConfig(
                 vocab_size=len(tokenizer),
-                max_position_embeddings=data_args.max_length,
                 dropout=model_args.dropout,
                 num_experts=SCRATCH_MODELS[model_args.model],
                 pad_token_id=tokenizer.pad_token_id,
@@ -164,6 +195,7 @@ def build_model(
         encoder_config, tokenizer = load_config_and_tokenizer(backbone)
         described |= {"kind": "pretrained", "backbone": backbone.hub_id, "revision": backbone.revision}
         described["stand_in_for"] = getattr(encoder_config, "stand_in_for", None)
+        described["transductive"] = getattr(encoder_config, "transductive", False)
         config = dict(
             head=model_args.head,
             head_size=model_args.head_size,

@@ -97,10 +97,13 @@ def main(argv: list[str] | None = None) -> int:
             raise DataError(f"--output {arguments.output}: no such folder.")
         facts = read_facts(arguments.model)
         asked = DataArguments(
-            dataset=arguments.dataset, text_column=arguments.text_column, id_column=arguments.id_column
+            dataset=arguments.dataset,
+            text_column=arguments.text_column,
+            id_column=arguments.id_column,
+            split_column="none",
         )
-        ids, texts = read_unlabeled(asked)
-        probabilities = predict_probabilities(arguments.model, facts, texts, arguments.batch_size)
+        notes = read_unlabeled(asked)
+        probabilities = predict_probabilities(arguments.model, facts, notes.texts, arguments.batch_size)
     except (DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -108,12 +111,12 @@ def main(argv: list[str] | None = None) -> int:
         print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
         print(f"error: {type(error).__name__} (message withheld: it may quote a note)", file=sys.stderr)
         return 1
-    columns = {"id": ids, "predicted": label_notes(probabilities, facts)}
+    columns = {"id": notes.ids, "predicted": label_notes(probabilities, facts)}
     columns |= {
         f"probability_{name}": column for name, column in zip(facts["class_names"], probabilities.T, strict=True)
     }
     pd.DataFrame(columns).to_csv(arguments.output, index=False)
-    logger.info("%d notes: %s", len(ids), arguments.output)
+    logger.info("%d notes: %s", len(notes), arguments.output)
     return 0
 
 

@@ -1,12 +1,13 @@
 """Pretrain a small encoder on notes by masked-language modelling, or continue the pretraining of an existing one.
 
-    python pretrain.py --architecture camembert --dataset notes.csv --output_dir models/mini-camembert
-    python pretrain.py --model camembert-bio --text corpus.txt --output_dir models/camembert-bio-ours
+    python pretrain.py --architecture transformer --dataset notes.csv --unlabeled archive/ --output_dir models/ours
+    python pretrain.py --model drbert --unlabeled archive/ --dataset notes.csv --output_dir models/drbert-ours
 
-Beside train.py, not part of it: the folder that it writes is what train.py takes as --model. Of a data set with given
-splits only the training part is read, since the text of test notes helps a model even without their labels. No
-text of the notes is written anywhere; but an encoder may remember what it was trained on, and its vocabulary holds
-every word that --min_word_documents notes share, so share neither before you have thought about it.
+The folder that it writes is what train.py takes as --model. `train.py --model transformer-pretrained` calls the same
+functions by itself, for each fold. Of a data set with given splits the training part is read and the rest is kept out:
+no text of a held-out note, patient or document reaches the model or its tokenizer (corpus.py). No text of the notes is
+written anywhere; but an encoder may remember what it was trained on, and its vocabulary holds every word that
+--min_word_documents notes share, so share neither before you have thought about it.
 
 The folder's pretrain.json is written last: a folder that has one holds a finished model. An interrupted run goes on
 from its last checkpoint when the command is given again.
@@ -23,9 +24,9 @@ import logging
 import math
 import shutil
 import sys
-import time
 import traceback
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,11 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
+    EarlyStoppingCallback,
     HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -51,14 +54,20 @@ from backbones import (
     longest_input,
     resolve_commit,
 )
-from data import DataError, read_texts
+from callbacks import PretrainingLine, TrainingClock
+from corpus import Corpus, Removed, of_notes, read_corpus, remove_held_out
+from data import DataArguments, DataError, read_unlabeled
+from locks import alone_with
+from machine import bfloat16_is_fast
 from results import describe_environment, discard_foreign_checkpoints, last_complete_checkpoint, write_json
+from scratch_model import GROUP_ROWS, SCRATCH_MODELS, ScratchConfig, ScratchForMaskedLM
 from tokenization import FAMILIES, train_tokenizer
 
-logger = logging.getLogger("pretrain")
+logger = logging.getLogger("train")
 
-ARCHITECTURES = {"camembert": "unigram", "roberta": "bpe", "bert": "wordpiece"}  # name -> its usual tokenizer
-MIN_DOCUMENTS, MIN_HELD_OUT = 20, 5
+# name -> its usual tokenizer
+ARCHITECTURES = {"camembert": "unigram", "roberta": "bpe", "bert": "wordpiece"} | dict.fromkeys(SCRATCH_MODELS, "bpe")
+MIN_DOCUMENTS, MIN_HELD_OUT, MAX_HELD_OUT = 20, 5, 100
 REPORT_FILE = "pretrain.json"
 
 # What differs from the defaults of TrainingArguments; the command line wins. All ours.
@@ -66,18 +75,38 @@ COMMON_RECIPE = dict(
     weight_decay=0.01,
     warmup_steps=0.1,  # of all steps
     lr_scheduler_type="linear",
-    logging_steps=0.1,
-    save_steps=0.1,
+    logging_steps=0.05,
+    eval_strategy="steps",
+    eval_steps=0.05,
+    save_steps=0.05,
     save_total_limit=1,
+    load_best_model_at_end=True,  # by the held-out loss
+    restore_callback_states_from_checkpoint=True,
     remove_unused_columns=False,  # the collator needs special_tokens_mask
     dataloader_pin_memory=torch.cuda.is_available(),
+    ddp_find_unused_parameters=False,
     disable_tqdm=True,
     seed=0,
 )
 RECIPES = {
+    "small": dict(
+        learning_rate=2e-3,
+        adam_beta2=0.98,
+        weight_decay=0.05,
+        warmup_steps=0.03,
+        num_train_epochs=15,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=16,
+    ),
     "from scratch": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=8),
     "continued": dict(learning_rate=5e-5, num_train_epochs=3, per_device_train_batch_size=8),
 }
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+# Of a small Transformer that is pretrained: wider than one that has only the labels to learn from (ours).
+SMALL_SIZES = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=1024)
+SMALL_SIZES |= dict(vocab_size=8000)
+PATIENCE = 3  # evaluations without a lower held-out loss before pretraining stops (ours)
+BLOCK_LENGTH = 128  # tokens in a training block of a small Transformer (ours)
 # The training arguments that go into pretrain.json, and that an interrupted run must share to be resumed.
 DECISIVE = (
     "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps "
@@ -102,11 +131,28 @@ class PretrainArguments:
         metadata={"help": "An existing encoder to go on with: an alias of backbones.py, a Hub id or a local folder."},
     )
     model_revision: str | None = field(default=None, metadata={"help": "Commit or tag of --model on the Hub."})
-    text: str | None = field(default=None, metadata={"help": "UTF-8 file, one document a line; blank lines skipped."})
-    dataset: str | None = field(
-        default=None, metadata={"help": "Notes as for train.py; only their training part if they come split."}
+    unlabeled: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Text to pretrain on: files of one document a line (.txt), tables as for --dataset, or folders of "
+            "either; what belongs to a held-out note of --dataset is left out."
+        },
     )
-    text_column: str = field(default="text", metadata={"help": "Column of --dataset with the note."})
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "The notes that the model is meant for, as for train.py, labels not needed. Their training part "
+            "is pretrained on; without given splits none of them, since each is in some fold's test part."
+        },
+    )
+    transductive: bool = field(
+        default=False,
+        metadata={"help": "Pretrain on the text of held-out notes too; the model is then marked in every table."},
+    )
+    text_column: str = field(default="text", metadata={"help": "Column with the text, of all tables."})
+    group_column: str | None = field(
+        default=None, metadata={"help": "Column with the patient or document, of all tables that have it."}
+    )
     split_column: str = field(default="split", metadata={"help": "Column of --dataset with train, validation, test."})
     tokenizer: str | None = field(
         default=None,
@@ -126,6 +172,7 @@ class PretrainArguments:
     intermediate_size: int = field(default=512, metadata={"help": "Feed-forward width of a new encoder."})
     max_length: int = field(default=256, metadata={"help": "Tokens in a training block, special tokens included."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Fraction of the tokens to predict."})
+    whole_word_mask: bool = field(default=False, metadata={"help": "Mask all tokens of a word together."})
     held_out_fraction: float = field(default=0.05, metadata={"help": "Fraction of the documents kept to measure on."})
     stand_in_for: str | None = field(
         default=None,
@@ -136,11 +183,10 @@ class PretrainArguments:
     def __post_init__(self):
         if (self.architecture is None) == (self.model is None):
             raise ArgumentError("Give either --architecture for a new encoder or --model to continue an existing one.")
-        if (self.text is None) == (self.dataset is None):
-            raise ArgumentError("Give either --text or --dataset: a file of documents, or notes as for train.py.")
+        if not self.unlabeled and self.dataset is None:
+            raise ArgumentError("Give --unlabeled, --dataset or both: text to pretrain on, notes as for train.py.")
         if self.architecture is None:
-            unused = ["tokenizer", "vocab_size", "min_word_documents", "hidden_size", "num_hidden_layers"]
-            unused += ["num_attention_heads", "intermediate_size"]
+            unused = ["tokenizer", "vocab_size", "min_word_documents", *SIZES]
             given = [f"--{f.name}" for f in fields(self) if f.name in unused and getattr(self, f.name) != f.default]
             if given:
                 raise ArgumentError(f"{', '.join(given)}: an existing encoder keeps its tokenizer and its size.")
@@ -170,8 +216,17 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
     parser = HfArgumentParser((PretrainArguments, TrainingArguments), description=__doc__.splitlines()[0])
     first_look, _ = parser.parse_known_args(argv)
     recipe = RECIPES["from scratch" if first_look.model is None else "continued"]
+    if first_look.architecture in SCRATCH_MODELS:
+        recipe = RECIPES["small"]
+        parser.set_defaults(max_length=BLOCK_LENGTH, **SMALL_SIZES)
     name = f"mini-{first_look.architecture}" if first_look.model is None else f"{Path(first_look.model).name}-ours"
-    parser.set_defaults(**COMMON_RECIPE, **recipe, output_dir=f"models/{name}")
+    use_cpu = first_look.use_cpu or not torch.accelerator.is_available()
+    parser.set_defaults(
+        **(COMMON_RECIPE | recipe),
+        use_cpu=use_cpu,
+        bf16=not first_look.fp16 and bfloat16_is_fast(use_cpu),
+        output_dir=f"models/{name}",
+    )
     arguments, training_args = parser.parse_args_into_dataclasses(argv)
     if training_args.push_to_hub:
         raise ArgumentError("--push_to_hub: an encoder trained on notes may remember them; pretrain.py pushes none.")
@@ -181,68 +236,139 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
 # ---- text ----------------------------------------------------------------------------------------------------------
 
 
-def read_documents(arguments: PretrainArguments) -> list[str]:
-    """The documents, each once: a copy of a note is no second document, and must not end up among the held-out ones.
+@dataclass
+class PretrainingText:
+    """What a model is pretrained on, and what was kept out of it."""
+
+    corpus: Corpus
+    training_notes: int  # of the labelled corpus, among the documents of `corpus`
+    removed: Removed | None  # None: there was nothing to keep out, or nobody asked for it
+    transductive: bool = False  # held-out notes are in it, knowingly
+
+    def describe(self) -> dict:
+        """As result files have it: counts, and a hash of the text."""
+        return {
+            "documents": len(self.corpus),
+            "training_notes": self.training_notes,
+            "removed": None if self.removed is None else asdict(self.removed),
+            "transductive": self.transductive,
+            "text": self.corpus.fingerprint(),
+        }
+
+
+def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transductive: bool) -> PretrainingText:
+    """The training notes and the unlabelled documents; unless told otherwise, without what belongs to held-out notes.
 
     Raises:
-        DataError: unreadable, or too few documents.
+        DataError: too few documents.
     """
+    corpus = training + unlabeled
+    if transductive:
+        corpus = corpus + held_out
+    corpus, removed = remove_held_out(corpus, Corpus([], []) if transductive else held_out)
+    logger.info("  text: %d documents; left out: %s", len(corpus), removed)
+    if len(corpus) < MIN_DOCUMENTS:
+        raise DataError(
+            f"{len(corpus)} different documents to pretrain on; at least {MIN_DOCUMENTS} are needed (left out: "
+            f"{removed}): give more --unlabeled text."
+        )
+    return PretrainingText(corpus, len(training), removed if len(held_out) else None, transductive)
+
+
+def read_text(arguments: PretrainArguments) -> PretrainingText:
+    """What `--dataset`, `--unlabeled` and `--transductive` mean."""
+    nothing = Corpus([], [])
+    unlabeled = read_corpus(arguments.unlabeled, arguments.text_column, arguments.group_column)
+    training = held_out = nothing
     if arguments.dataset is not None:
-        source, texts = arguments.dataset, read_texts(arguments.dataset, arguments.text_column, arguments.split_column)
-    else:
-        source = arguments.text
-        try:
-            lines = Path(source).expanduser().read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise DataError(f"--text {source} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
-        except OSError as error:
-            raise DataError(f"--text {source} cannot be opened ({error.strerror}).") from error
-        texts = [line for line in lines if line.strip()]
-    documents = list(dict.fromkeys(texts))
-    if len(documents) < MIN_DOCUMENTS:
-        raise DataError(f"{source}: {len(documents)} different documents; at least {MIN_DOCUMENTS} are needed.")
-    logger.info("%d documents, %d copies left out", len(documents), len(texts) - len(documents))
-    return documents
+        notes = read_unlabeled(
+            DataArguments(
+                dataset=arguments.dataset,
+                text_column=arguments.text_column,
+                group_column=arguments.group_column,
+                split_column=arguments.split_column,
+            )
+        )
+        if notes.given_splits is None:
+            is_training = np.zeros(len(notes), dtype=bool)
+            if not arguments.unlabeled and not arguments.transductive:
+                raise DataError(
+                    f"--dataset {arguments.dataset} has no splits: each of its notes is in some fold's test part. "
+                    "Give --unlabeled text, let train.py pretrain within the folds (--model transformer-pretrained), "
+                    "or accept a model that knows its test notes (--transductive)."
+                )
+        else:
+            is_training = notes.given_splits == "train"
+        training, held_out = (of_notes(notes, np.flatnonzero(rows)) for rows in (is_training, ~is_training))
+        logger.info("%s: %d training notes, %d held out", arguments.dataset, len(training), len(held_out))
+    return gather_text(training, held_out, unlabeled, arguments.transductive)
 
 
-def hold_out(documents: list[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Documents to train on, and documents to measure on."""
-    order = np.random.default_rng(seed).permutation(len(documents))
-    count = max(MIN_HELD_OUT, round(fraction * len(documents)))
-    return [documents[row] for row in sorted(order[count:])], [documents[row] for row in sorted(order[:count])]
+def hold_out(documents: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the documents to train on, and of those to measure the loss on."""
+    order = np.random.default_rng(seed).permutation(documents)
+    count = min(max(MIN_HELD_OUT, round(fraction * documents)), MAX_HELD_OUT)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
-def pack_blocks(documents: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> list[dict]:
-    """Token ids in blocks of at most `max_length`, all of about the same length; no token is left out.
+def pack_blocks(
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int, whole_words: bool = False
+) -> list[dict]:
+    """Token ids in blocks of `max_length`, without padding; no token is left out.
 
     As RoBERTa's full sentences: documents one after the other with a separator between, cut wherever a block is full,
-    and each block within the two special tokens that the encoder knows from single texts.
+    and each block within the two special tokens that the encoder knows from single texts. The last block begins before
+    the end of the one before it, so that it is as long; text that fills no block gives a single shorter one. With
+    `whole_words` each token has its `offset_mapping`, by which the collator knows where words begin.
     """
-    separator = tokenizer.sep_token_id
-    stream = []
-    for ids in tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]:
+    encoded = tokenizer(
+        documents,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=whole_words,
+        verbose=False,
+    )
+    separator, stream, offsets = tokenizer.sep_token_id, [], []
+    for number, ids in enumerate(encoded["input_ids"]):
         stream += [*ids, separator]
+        if whole_words:
+            offsets += [*encoded["offset_mapping"][number], (-1, -1)]
     stream.pop()
+    stream, room = np.array(stream), max_length - 2
     special = list(tokenizer.all_special_ids)
     blocks = []
-    for chunk in np.array_split(stream, math.ceil(len(stream) / (max_length - 2))):
-        block = np.concatenate([[tokenizer.cls_token_id], chunk, [separator]])
-        blocks.append({"input_ids": block, "special_tokens_mask": np.isin(block, special).astype(int)})
+    for start in range(0, len(stream), room):
+        start = max(0, min(start, len(stream) - room))
+        ids = np.concatenate([[tokenizer.cls_token_id], stream[start : start + room], [separator]])
+        block = {"input_ids": ids, "special_tokens_mask": np.isin(ids, special).astype(int)}
+        if whole_words:
+            block["offset_mapping"] = [(-1, -1), *offsets[start : start + room], (-1, -1)]
+        blocks.append(block)
     return blocks
 
 
 # ---- encoder -------------------------------------------------------------------------------------------------------
 
 
-def build_new(arguments: PretrainArguments, documents: list[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An encoder of random weights with a tokenizer of its own, learned on `documents`."""
+def build_new(arguments: PretrainArguments, corpus: Corpus) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An encoder of random weights with a tokenizer of its own, learned on `corpus`."""
     tokenizer = train_tokenizer(
-        documents,
+        corpus.texts,
         family=arguments.tokenizer,
         vocab_size=arguments.vocab_size,
         max_length=arguments.max_length,
+        groups=corpus.groups,
         min_documents=arguments.min_word_documents,
     )
+    if arguments.architecture in SCRATCH_MODELS:
+        config = ScratchConfig(
+            vocab_size=len(tokenizer),
+            num_experts=SCRATCH_MODELS[arguments.architecture],
+            dropout=0.0,  # far more text than the model can learn by heart (ours)
+            pad_token_id=tokenizer.pad_token_id,
+            **{name: getattr(arguments, name) for name in SIZES},
+        )
+        return ScratchForMaskedLM(config), tokenizer
     offset = tokenizer.pad_token_id + 1 if arguments.architecture in OFFSET_POSITIONS else 0
     config = AutoConfig.for_model(
         arguments.architecture,
@@ -288,11 +414,20 @@ class MaskedLanguageModelTrainer(Trainer):
     loss_is_scaled_for_ga = False
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        """Scores over the vocabulary at the masked tokens only: the others' are not in the loss, and cost the most."""
-        masked = inputs["labels"] != -100  # (rows, tokens)
+        """Scores over the vocabulary at the masked tokens only: the others' are not in the loss, and cost the most.
+
+        A few others are added so that their number is a multiple of GROUP_ROWS: see there.
+        """
+        labels = inputs["labels"].flatten()
+        is_masked = labels != -100
+        masked, others = is_masked.nonzero().squeeze(1), (~is_masked).nonzero().squeeze(1)
+        rows = torch.cat([masked, others[: -len(masked) % GROUP_ROWS]])
+        inputs = inputs | {"labels": labels[rows]}
+        if "attention_mask" in inputs and inputs["attention_mask"].all():
+            del inputs["attention_mask"]  # full blocks: nothing to hide
         decoder = self.accelerator.unwrap_model(model).get_output_embeddings()
-        with decoder.register_forward_pre_hook(lambda module, hidden_states: (hidden_states[0][masked],)):
-            return super().compute_loss(model, inputs | {"labels": inputs["labels"][masked]}, *args, **kwargs)
+        with decoder.register_forward_pre_hook(lambda module, states: (states[0].flatten(0, 1)[rows],)):
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """With the same tokens masked every time, so that losses compare, and training's random numbers untouched."""
@@ -314,77 +449,80 @@ def check_output(arguments: PretrainArguments, output: Path):
     (output / REPORT_FILE).unlink(missing_ok=True)
 
 
-def describe_arguments(arguments: PretrainArguments) -> dict:
-    """As pretrain.json holds them: files and folders by their names, since paths are this machine's business."""
+def resolve_settings(arguments: PretrainArguments, training_args: TrainingArguments, text: PretrainingText) -> dict:
+    """All that decides what the model becomes, as pretrain.json holds it; files and folders by their names alone."""
     described = asdict(arguments)
-    for name in ("model", "text", "dataset"):
+    for name in ("model", "dataset"):
         path = Path(described[name] or "").expanduser()
         if described[name] and path.exists():
             described[name] = path.resolve().name
+    described["unlabeled"] = [Path(source).expanduser().resolve().name for source in arguments.unlabeled]
     del described["overwrite"]
-    return described
+    training = {name: getattr(training_args, name) for name in DECISIVE}
+    return json.loads(json.dumps({"arguments": described, "training": training, **text.describe()}, default=str))
 
 
-def pretrain(arguments: PretrainArguments, training_args: TrainingArguments) -> dict:
-    """Train, save the encoder with its tokenizer, and return what pretrain.json says."""
-    output = Path(training_args.output_dir)
+def train_masked_lm(
+    arguments: PretrainArguments, training_args: TrainingArguments, text: PretrainingText, output: Path
+) -> dict:
+    """Train, save the encoder with its tokenizer in `output`, and return what pretrain.json says."""
     checkpoints = output / "checkpoints"
-    with training_args.main_process_first(local=False):
-        check_output(arguments, output)
-
-    documents = read_documents(arguments)
-    train, held_out = hold_out(documents, arguments.held_out_fraction, training_args.seed)
-    parts = {"train": train, "held_out": held_out}
+    arguments = replace(arguments)  # `load_existing` may lower its max_length
+    settings = resolve_settings(arguments, training_args, text)
+    rows = hold_out(len(text.corpus), arguments.held_out_fraction, training_args.seed)
+    train, held_out = map(text.corpus.select, rows)
     set_seed(training_args.seed)  # before the model exists
     model, tokenizer = build_new(arguments, train) if arguments.model is None else load_existing(arguments)
+    used = {"arguments": settings["arguments"] | {"max_length": arguments.max_length}}
     if arguments.stand_in_for is not None:
         model.config.stand_in_for = arguments.stand_in_for
-    blocks = {name: pack_blocks(part, tokenizer, arguments.max_length) for name, part in parts.items()}
-
-    settings = {
-        "arguments": describe_arguments(arguments),
-        "training": {name: getattr(training_args, name) for name in DECISIVE},
-        "documents_sha256": hashlib.sha256(json.dumps(documents).encode()).hexdigest()[:16],
+    if text.transductive:
+        model.config.transductive = True
+    blocks = {
+        name: pack_blocks(part.texts, tokenizer, arguments.max_length, arguments.whole_word_mask)
+        for name, part in (("train", train), ("held_out", held_out))
     }
-    settings = json.loads(json.dumps(settings, default=str))
     with training_args.main_process_first(local=False):
-        discard_foreign_checkpoints(checkpoints, settings)
+        if training_args.process_index == 0:
+            discard_foreign_checkpoints(checkpoints, settings)
     checkpoint = last_complete_checkpoint(checkpoints)
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(checkpoints)
+    # A word that is masked as a whole is always replaced by masks: the collator has no other way.
+    replaced = dict(whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0)
     trainer = MaskedLanguageModelTrainer(
         model=model,
         args=trainer_args,
         data_collator=DataCollatorForLanguageModeling(
-            tokenizer, mlm_probability=arguments.mlm_probability, pad_to_multiple_of=8
+            tokenizer,
+            mlm_probability=arguments.mlm_probability,
+            pad_to_multiple_of=8,
+            **(replaced if arguments.whole_word_mask else {}),
         ),
         train_dataset=blocks["train"],
         eval_dataset=blocks["held_out"],
+        callbacks=[TrainingClock(), PretrainingLine(), EarlyStoppingCallback(PATIENCE)],
     )
+    trainer.remove_callback(PrinterCallback)
     loss_before = trainer.evaluate()["eval_loss"]
-    started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
-    hours = (time.perf_counter() - started) / 3600
     loss = trainer.evaluate()["eval_loss"]
     if not math.isfinite(loss):
         raise ArgumentError(f"The held-out loss is {loss}: training diverged; give a lower --learning_rate.")
 
     report = {
         **settings,
+        **used,
         "model": {
             "architecture": model.config.model_type,
             "parameters": model.num_parameters(),
             "vocabulary": len(tokenizer),
             "stand_in_for": arguments.stand_in_for,
         },
-        "documents": {name: len(part) for name, part in parts.items()},
+        "held_out_documents": len(held_out),
         "tokens": {name: sum(len(block["input_ids"]) for block in part) for name, part in blocks.items()},
         "held_out": {"loss_before": loss_before, "loss": loss, "perplexity": math.exp(loss)},
-        "cost": {
-            "training_hours": hours,  # of this process: without what came before `resumed_from`
-            "steps": trainer.state.global_step,
-            "resumed_from": checkpoint and Path(checkpoint).name,
-        },
+        "cost": {"training_hours": TrainingClock.of(trainer).seconds / 3600, "steps": trainer.state.global_step},
         "environment": describe_environment(),
     }
     if trainer.is_world_process_zero():
@@ -394,15 +532,13 @@ def pretrain(arguments: PretrainArguments, training_args: TrainingArguments) -> 
         shutil.rmtree(checkpoints)
         write_json(output / REPORT_FILE, report)
     logger.info(
-        "%s: %s, %.1f M parameters, vocabulary %d; %d steps on %d documents in %.3f h; "
-        "held-out loss %.3f -> %.3f (perplexity %.1f)",
-        output,
+        "  pretrained: %s, %.1f M parameters, vocabulary %d; %d steps in %.3f h; held-out loss %.3f -> %.3f "
+        "(perplexity %.1f)",
         model.config.model_type,
         model.num_parameters() / 1e6,
         len(tokenizer),
         trainer.state.global_step,
-        len(train),
-        hours,
+        report["cost"]["training_hours"],
         loss_before,
         loss,
         math.exp(loss),
@@ -410,13 +546,66 @@ def pretrain(arguments: PretrainArguments, training_args: TrainingArguments) -> 
     return report
 
 
+def pretrain(arguments: PretrainArguments, training_args: TrainingArguments) -> dict:
+    """The command: read the text, train, leave the model in `--output_dir`."""
+    output = Path(training_args.output_dir)
+    with training_args.main_process_first(local=False):
+        if training_args.process_index == 0:
+            check_output(arguments, output)
+    return train_masked_lm(arguments, training_args, read_text(arguments), output)
+
+
+def pretrain_in_house(
+    arguments: PretrainArguments,
+    text: PretrainingText,
+    tokens: float,
+    cache_dir: Path,
+    like: TrainingArguments,
+) -> Path:
+    """A small Transformer pretrained on `text` for about so many `tokens`, repeats counted; the folder that holds it.
+
+    It is made once for all that ask for the same, and kept in `cache_dir` under a name that says what it depends on;
+    an interrupted one goes on. Device and precision are those of `like`, the recipe is RECIPES["small"].
+    """
+    recipe = COMMON_RECIPE | RECIPES["small"]
+    batch = recipe["per_device_train_batch_size"] * arguments.max_length * like.world_size
+    training_args = TrainingArguments(
+        output_dir=str(cache_dir), use_cpu=like.use_cpu, bf16=like.bf16, fp16=like.fp16,
+        **(recipe | {"max_steps": math.ceil(tokens / batch)}),
+    )  # fmt: skip
+    settings = resolve_settings(arguments, training_args, text)
+    folder = cache_dir / f"pretrained-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]}"
+    with ExitStack() as stack:
+        if like.process_index == 0:
+            stack.enter_context(alone_with(folder, "pretraining"))
+        like.distributed_state.wait_for_everyone()  # the lock is held by the first process for all of them
+        if (folder / REPORT_FILE).is_file():
+            logger.info("  pretraining: done earlier, read from %s", folder)
+        else:
+            logger.info("  pretraining a %s in %s, derived from the notes", arguments.architecture, folder)
+            train_masked_lm(arguments, training_args, text, folder)
+        like.distributed_state.wait_for_everyone()
+    return folder
+
+
+def describe_pretraining(folder: Path, report: dict) -> dict:
+    """What a result file says of the pretraining of its model; `report` is the folder's pretrain.json."""
+    facts = ("documents", "training_notes", "removed", "transductive", "tokens", "held_out")
+    return {"id": folder.name, **{name: report[name] for name in facts}}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed with a line that says why."""
     try:
         arguments, training_args = parse_arguments(argv)
+    except ValueError as error:  # ours, and what TrainingArguments object to; no text has been read yet
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
         logging.basicConfig(
             format="%(message)s", level=logging.INFO if training_args.process_index == 0 else logging.ERROR
         )
+        transformers_logging.set_verbosity_error()  # of tied weights that a checkpoint stores once
         transformers_logging.disable_progress_bar()
         pretrain(arguments, training_args)
         return 0

@@ -297,6 +297,8 @@ def results_table(cells: pd.DataFrame, average: str) -> Table:
         record["Training hours (all folds)"] = number(cell.training_hours, ".3g")
         if (cells.feature_hours > 0).any():
             record["Feature hours (shared)"] = number(cell.feature_hours, ".3g")
+        if (cells.pretraining_hours > 0).any():
+            record["Pretraining hours (shared)"] = number(cell.pretraining_hours, ".3g")
         record["Folds"] = f"{cell.folds_finished}/{cell.folds_expected}" if cell.folds_finished else "-"
         record["Notes"] = "; ".join(flags(cell, scores))
         records.append(record)
@@ -342,8 +344,9 @@ def costs_table(cells: pd.DataFrame, price_per_hour: float | None) -> Table:
     heads_of_pass = cells[cells.feature_hours > 0].groupby("model").size()
     rows = []
     for _, cell in cells[cells.folds_finished > 0].iterrows():
-        alone = cell.training_hours + cell.feature_hours
+        alone = cell.standalone_hours
         shared = cell.training_hours + cell.feature_hours / heads_of_pass.get(cell.model, 1)
+        shared += cell.shared_pretraining_hours
         seconds = cell.evaluation_seconds / cell.evaluated_notes + 3600 * cell.feature_hours / cell.corpus_notes
         row = [cell_name(cell), number(alone, ".3g"), number(shared, ".3g")]
         speed = 1 / seconds if seconds else None
@@ -463,7 +466,7 @@ def verdict_text(cells: pd.DataFrame, compared: Compared, average: str) -> str:
         return "No verdict: fewer than two models have all their folds and predictions that can be compared."
     verdict, table = compared.verdict, compared.table
     rows = cells.loc[compared.cells].reset_index(drop=True)
-    hours = rows.training_hours + rows.feature_hours
+    hours = rows.standalone_hours
 
     def name(row: int) -> str:
         return cell_name(rows.loc[row])

@@ -12,6 +12,7 @@
 #   --output DIR       runs, logs, plan (default: runs)             --report DIR   table and figure (default: report)
 #   --train-sizes a,b  for learning curves, each model once for each number of training notes (default: full, which
 #                      is all of them): 100,250,500,1000,full
+#   --unlabeled P ...  further text, files or folders, for the models pretrained in-house
 #   --dry-run          print the plan with the hours it will take, from a short probe of each kind of run, and stop
 # Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size.
 # A run that fails does not stop the others; what is finished is kept when the command is given again.
@@ -23,7 +24,7 @@ die() { echo "error: $*" >&2; exit 2; }
 
 cores=$(nproc)
 dataset=synthetic folds=5 jobs=auto output=runs report=report demo=false dry_run=false
-models=tfidf,transformer,moe-transformer,camembert-bio,alibert,drbert
+models=tfidf,transformer,moe-transformer,transformer-pretrained,moe-transformer-pretrained,camembert-bio,alibert,drbert
 heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
 sizes=full
@@ -33,7 +34,7 @@ extra=(--keep_model False)
 if [[ " $* " == *" --demo "* ]]; then
   # Small enough for ten minutes on two cores; stand-ins take the place of the encoders that the Hub would give.
   demo=true dataset=synthetic:1000 folds=2 tunings=frozen output=runs-demo report=report-demo
-  extra+=(--max_length 160 --num_train_epochs 8)
+  extra+=(--max_length 160 --num_train_epochs 8 --pretraining_tokens 500000)
 fi
 while (($#)); do
   if [[ $1 == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi
@@ -43,6 +44,13 @@ while (($#)); do
     -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; exit 0 ;;
     --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report | --train-sizes | --train_sizes)
       (($# > 1)) || die "$1 needs a value" ;;
+    --unlabeled)
+      shift; extra+=(--unlabeled)
+      while (($#)) && [[ $1 != --* ]]; do
+        if [[ -e ${invoked_from}/$1 ]]; then extra+=("${invoked_from}/$1"); else extra+=("$1"); fi
+        shift
+      done
+      continue ;;
     --model | --head | --output_dir) die "$1 is for train.py; the grid has --models, --heads and --output" ;;
     *) extra+=("$1"); shift; continue ;;
   esac
@@ -89,15 +97,15 @@ add() {  # model, head, tuning, name of the run: once for each size of the train
   done
 }
 has() { [[ ",$2," == *",$1,"* ]]; }
-# what a sensible user would try first, then the paper's two small Transformers
-for model in tfidf transformer moe-transformer; do
+# what a sensible user would try first, then the paper's two small Transformers, then both pretrained in-house
+for model in tfidf transformer moe-transformer transformer-pretrained moe-transformer-pretrained; do
   if has "${model}" "${models}"; then add "${model}" - - "${model}"; fi
 done
 # the paper's encoders with each structure, and `linear` as the control; training more and more of the encoder
 for tuning in frozen lora full; do
   has "${tuning}" "${tunings}" || continue
   for model in ${models//,/ }; do
-    case "${model}" in tfidf | transformer | moe-transformer) continue ;; esac
+    case "${model}" in tfidf | transformer | moe-transformer | *transformer-pretrained) continue ;; esac
     name=${model%/}
     if [[ -d ${name} ]]; then name=$(basename "${name}"); fi
     for head in ${heads//,/ }; do
@@ -123,7 +131,7 @@ if ${demo}; then
   for spec in camembert-bio:camembert:1 alibert:roberta:2 drbert:camembert:3; do
     IFS=: read -r alias architecture seed <<< "${spec}"
     [[ ! -f ${output}/stand-ins/${alias}/pretrain.json ]] || continue
-    python pretrain.py --architecture "${architecture}" --tokenizer unigram --dataset "synthetic:1500:${seed}" \
+    python pretrain.py --architecture "${architecture}" --tokenizer unigram --unlabeled "synthetic:1500:${seed}" \
       --seed "${seed}" --stand_in_for "${alias}" --max_steps 700 --max_length 160 \
       --per_device_train_batch_size 2 --output_dir "${output}/stand-ins/${alias}" \
       > "${output}/logs/pretrain-${alias}.log" 2>&1 || echo "  failed: ${output}/logs/pretrain-${alias}.log" &
@@ -142,6 +150,7 @@ set_arguments() {  # of train.py, from a line of the plan
   if [[ ${head} != - ]]; then arguments+=(--head "${head}" --tuning "${tuning}"); fi
   if [[ ${size} != - ]]; then arguments+=(--train_size "${size}"); fi
   if [[ ${tuning} == frozen ]]; then arguments+=(--cache_dir "${output}/features"); fi
+  if [[ ${model} == *transformer-pretrained ]]; then arguments+=(--cache_dir "${output}/pretrained"); fi
 }
 run() {
   local number=$1 id=$2 began=${SECONDS} log="${output}/logs/$2.log"

@@ -2,7 +2,8 @@
 
 A pre-LayerNorm Transformer encoder with a pooled linear classifier, and the same with Mixture-of-Experts feed-forward
 layers (Switch Transformer routing), as in arXiv 2407.19299 and arXiv 2303.12892. Both are one class: `num_experts=0`
-is the plain one. Their tokenizer is trained on the training notes alone (tokenization.py). Notation: B rows,
+is the plain one. The same encoder under a masked-language-model head is what pretrain.py trains. Their tokenizer is
+trained on the training notes alone, or with them on further text of one's own (tokenization.py). Notation: B rows,
 T tokens, H width, F feed-forward width, E experts; `attention_mask` is 1 for a real token and 0 for padding. Sizes
 are ours: the public text gives none.
 
@@ -15,13 +16,21 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
 
 
 @strict
 class ScratchConfig(PreTrainedConfig):
-    """The defaults give 2.1 million parameters, and 3.0 million with four experts (with a vocabulary of 6,000)."""
+    """The defaults give 2.0 million parameters, and 2.9 million with four experts (with a vocabulary of 6,000)."""
 
     model_type = "scratch-transformer"
 
@@ -30,9 +39,10 @@ class ScratchConfig(PreTrainedConfig):
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
     intermediate_size: int = 768
-    max_position_embeddings: int = 256
+    relative_reach: int = 64
     dropout: float = 0.1
     initializer_range: float = 0.02
+    tie_word_embeddings: bool = True  # of ScratchForMaskedLM
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -41,6 +51,8 @@ class ScratchConfig(PreTrainedConfig):
     router_aux_loss_coef: float = 0.01  # alpha of the Switch Transformer, equation 4
     thresholds: list[float] | None = None
 
+
+SCRATCH_MODELS = {"transformer": 0, "moe-transformer": 4}  # name -> experts
 
 # A matrix product of a shape that is new to it costs oneDNN (PyTorch on a CPU) 3 milliseconds of compiling, ten times
 # the product itself: so groups of tokens come in few sizes.
@@ -180,20 +192,63 @@ def attend(
     value: torch.Tensor,
     visible: torch.Tensor | None,
     scale: float | None = None,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Scaled dot-product attention; `query`, `key`, `value` (B, heads, T, D) -> as `query`.
 
     `visible`, True where a key may be attended to, is broadcast to (B, heads, T, T); None: everywhere. `scale` is
-    1 / sqrt(D) when left out. Written out for bfloat16 on a CPU, where the gradient of `scaled_dot_product_attention`
-    takes three times as long.
+    1 / sqrt(D) when left out. `bias` (heads, T, T) is added to the scores. Written out for bfloat16 on a CPU, where
+    the gradient of `scaled_dot_product_attention` takes three times as long.
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale)
+        mask = visible
+        if bias is not None:
+            mask = bias.to(query.dtype).unsqueeze(0)
+            if visible is not None:
+                mask = mask.masked_fill(~visible, torch.finfo(query.dtype).min)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (B, heads, T, T)
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
     if visible is not None:
         # Not minus infinity: a query that sees nothing, which only padding is, would become NaN and stay it.
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     return scores.softmax(dim=-1) @ value
+
+
+class RelativePositions(nn.Module):
+    """What each attention head adds to its scores, by how far the key stands from the query and on which side.
+
+    A learned number for each head and distance, as T5's (arXiv 1910.10683, section 2.1) without its buckets; it starts
+    as a penalty that grows with the distance, as ALiBi's (arXiv 2108.12409, section 3), but with a slope of its own on
+    each side: the first head of four looks right, the second left, the third around itself, the fourth widely. So a
+    model knows its neighbours from the first step, where one with learned absolute positions has to find out how to
+    look beside itself: in masked-language modelling on a million tokens that takes it several epochs (ours).
+
+    Parameters: heads (2 reach + 1); distances beyond `reach` count as `reach`.
+    """
+
+    SLOPES = ((8.0, 0.25), (0.25, 8.0), (1.0, 1.0), (0.06, 0.06))  # to the left and to the right of the query
+
+    def __init__(self, config: ScratchConfig):
+        super().__init__()
+        self.reach = config.relative_reach
+        self.bias = nn.Parameter(torch.empty(config.num_attention_heads, 2 * self.reach + 1))
+
+    def reset_parameters(self):
+        distance = torch.arange(-self.reach, self.reach + 1)
+        heads = torch.arange(len(self.bias))
+        left, right = torch.tensor(self.SLOPES)[heads % len(self.SLOPES)].T[:, :, None]  # each (heads, 1)
+        penalty = torch.where(distance < 0, -left * distance, right * distance)
+        further = 2.0 ** (heads // len(self.SLOPES))[:, None]  # from the fifth head on they look further
+        init.copy_(self.bias, -penalty / further)
+
+    def forward(self, tokens: int) -> torch.Tensor:
+        """-> (heads, tokens, tokens), the row is the query's place and the column the key's."""
+        distance = torch.arange(1 - tokens, tokens, device=self.bias.device).clamp(-self.reach, self.reach)
+        by_distance = self.bias[:, distance + self.reach]  # (heads, 2 tokens - 1)
+        # Row i is the stretch that begins at distance -i: windows of it, not an index a score, whose gradient is slow.
+        return by_distance.unfold(1, tokens, 1).flip(1)
 
 
 class ScratchLayer(nn.Module):
@@ -213,49 +268,36 @@ class ScratchLayer(nn.Module):
         self.dropout = FastDropout(config.dropout)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        visible: torch.Tensor | None,
+        bias: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`hidden_states` (B, T, H), `attention_mask` (B, T) -> (B, T, H), and the feed-forward's loss, if any."""
+        """One block.
+
+        `hidden_states` (B, T, H), `attention_mask` (B, T), `visible` and `bias` as for `attend` -> (B, T, H), and the
+        feed-forward's loss, if any.
+        """
         rows, tokens, hidden = hidden_states.shape
         qkv = self.qkv(self.attention_norm(hidden_states)).view(rows, tokens, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, H / heads)
-        attended = attend(query, key, value, attention_mask[:, None, None, :].bool())
+        attended = attend(query, key, value, visible, bias=bias)
         attended = attended.transpose(1, 2).reshape(rows, tokens, hidden)
         hidden_states = hidden_states + self.dropout(self.output(attended))
         update, auxiliary_loss = self.feed_forward(self.feed_forward_norm(hidden_states), attention_mask)
         return hidden_states + self.dropout(update), auxiliary_loss
 
 
-class ScratchForSequenceClassification(PreTrainedModel):
-    """Token and position embeddings, blocks, LayerNorm, mean over real tokens, linear classifier.
-
-    With experts, every other block has them, beginning with the second (Switch Transformer, section 2.2).
-    """
+class ScratchPreTrainedModel(PreTrainedModel):
+    """What the encoder and the models around it share: the configuration, and how weights begin."""
 
     config_class = ScratchConfig
+    base_model_prefix = "encoder"
     accepts_loss_kwargs = False  # see EncoderWithHeadForSequenceClassification: transformers#47688
     _supports_sdpa = True
 
-    def __init__(self, config: ScratchConfig):
-        super().__init__(config)
-        if config.hidden_size % config.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {config.hidden_size} must be a multiple of num_attention_heads "
-                f"{config.num_attention_heads}."
-            )
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.layers = nn.ModuleList(
-            ScratchLayer(
-                config, SwitchFeedForward(config) if config.num_experts and number % 2 else FeedForward(config)
-            )
-            for number in range(config.num_hidden_layers)
-        )
-        self.norm = nn.LayerNorm(config.hidden_size)
-        self.dropout = FastDropout(config.dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
-        self.post_init()
-
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
@@ -265,19 +307,119 @@ class ScratchForSequenceClassification(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=std)
             if module.padding_idx is not None:
-                with torch.no_grad():
-                    module.weight[module.padding_idx].zero_()
+                module.weight[module.padding_idx].zero_()
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, RelativePositions):
+            module.reset_parameters()
         elif isinstance(module, SwitchFeedForward):
             nn.init.normal_(module.up_weight, std=std)
             nn.init.normal_(module.down_weight, std=std)
             nn.init.zeros_(module.up_bias)
             nn.init.zeros_(module.down_bias)
 
+
+class ScratchModel(ScratchPreTrainedModel):
+    """The encoder: token embeddings, blocks with relative positions, LayerNorm.
+
+    With experts, every other block has them, beginning with the second (Switch Transformer, section 2.2).
+    """
+
+    def __init__(self, config: ScratchConfig):
+        super().__init__(config)
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {config.hidden_size} must be a multiple of num_attention_heads "
+                f"{config.num_attention_heads}."
+            )
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.positions = RelativePositions(config)
+        self.layers = nn.ModuleList(
+            ScratchLayer(
+                config, SwitchFeedForward(config) if config.num_experts and number % 2 else FeedForward(config)
+            )
+            for number in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size)
+        self.dropout = FastDropout(config.dropout)
+        self.post_init()
+
     def get_input_embeddings(self) -> nn.Module:
         return self.token_embedding
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutput:
+        """`input_ids`, `attention_mask` (B, T), all real when left out -> `last_hidden_state` (B, T, H).
+
+        While training with experts the output also has `auxiliary_loss`, the weighted load-balancing loss.
+        """
+        visible = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        hidden_states = self.dropout(self.token_embedding(input_ids))
+        bias = self.positions(input_ids.shape[1])
+        auxiliary_losses = []
+        for layer in self.layers:
+            hidden_states, auxiliary_loss = layer(hidden_states, attention_mask, visible, bias)
+            if auxiliary_loss is not None:
+                auxiliary_losses.append(auxiliary_loss)
+        output = BaseModelOutput(last_hidden_state=self.norm(hidden_states))
+        if self.training and auxiliary_losses:
+            output["auxiliary_loss"] = self.config.router_aux_loss_coef * torch.stack(auxiliary_losses).mean()
+        return output
+
+
+class ScratchForMaskedLM(ScratchPreTrainedModel):
+    """The encoder under BERT's masked-language-model head, whose output matrix is the token embedding's."""
+
+    _tied_weights_keys = {"decoder.weight": "encoder.token_embedding.weight"}
+
+    def __init__(self, config: ScratchConfig):
+        super().__init__(config)
+        self.encoder = ScratchModel(config)
+        self.transform = nn.Linear(config.hidden_size, config.hidden_size)
+        self.transform_norm = nn.LayerNorm(config.hidden_size)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module):
+        self.decoder = new_embeddings
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """`input_ids`, `attention_mask` (B, T) -> logits (B, T, vocabulary).
+
+        With `labels` (B, T), -100 where there is nothing to predict, also the loss, its mean over the others; while
+        training with experts the weighted load-balancing loss is part of it.
+        """
+        encoded = self.encoder(input_ids, attention_mask)
+        logits = self.decoder(self.transform_norm(F.gelu(self.transform(encoded.last_hidden_state))))
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten())
+            loss = loss + encoded.get("auxiliary_loss", 0.0)
+        return MaskedLMOutput(loss=loss, logits=logits)
+
+
+class ScratchForSequenceClassification(ScratchPreTrainedModel):
+    """The encoder, mean over real tokens, linear classifier."""
+
+    def __init__(self, config: ScratchConfig):
+        super().__init__(config)
+        self.encoder = ScratchModel(config)
+        self.dropout = FastDropout(config.dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
 
     def forward(
         self,
@@ -300,17 +442,9 @@ class ScratchForSequenceClassification(PreTrainedModel):
             logits (notes, num_labels); the unweighted loss when labels are given; while training with experts also
             `auxiliary_loss`, the weighted load-balancing loss, which is not part of `loss`.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        positions = self.position_embedding.weight[: input_ids.shape[1]]
-        hidden_states = self.dropout(self.token_embedding(input_ids) + positions)
-        auxiliary_losses = []
-        for layer in self.layers:
-            hidden_states, auxiliary_loss = layer(hidden_states, attention_mask)
-            if auxiliary_loss is not None:
-                auxiliary_losses.append(auxiliary_loss)
-        hidden_states = self.norm(hidden_states)  # (rows, tokens, H)
-        weights = attention_mask.to(hidden_states.dtype)
+        encoded = self.encoder(input_ids, attention_mask)
+        hidden_states = encoded.last_hidden_state  # (rows, tokens, H)
+        weights = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).to(hidden_states.dtype)
         weights = weights / weights.sum(dim=1, keepdim=True)
         pooled = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)  # (rows, H)
         logits = self.classifier(self.dropout(pooled)).float()
@@ -322,8 +456,8 @@ class ScratchForSequenceClassification(PreTrainedModel):
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         output = SequenceClassifierOutput(loss=loss, logits=logits)
-        if self.training and auxiliary_losses:
-            output["auxiliary_loss"] = self.config.router_aux_loss_coef * torch.stack(auxiliary_losses).mean()
+        if "auxiliary_loss" in encoded:
+            output["auxiliary_loss"] = encoded["auxiliary_loss"]
         return output
 
 
@@ -332,6 +466,10 @@ class ScratchForSequenceClassification(PreTrainedModel):
 # models bring.
 if not __name__.startswith("transformers_modules"):
     AutoConfig.register(ScratchConfig.model_type, ScratchConfig, exist_ok=True)
+    AutoModel.register(ScratchConfig, ScratchModel, exist_ok=True)
+    AutoModelForMaskedLM.register(ScratchConfig, ScratchForMaskedLM, exist_ok=True)
     AutoModelForSequenceClassification.register(ScratchConfig, ScratchForSequenceClassification, exist_ok=True)
 ScratchConfig.register_for_auto_class()
+ScratchModel.register_for_auto_class("AutoModel")
+ScratchForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
 ScratchForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")

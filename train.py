@@ -62,6 +62,7 @@ RECIPES = {
     "lora": dict(learning_rate=5e-4, num_train_epochs=10, per_device_train_batch_size=16, warmup_steps=0.1),
     "full": dict(learning_rate=3e-5, num_train_epochs=10, per_device_train_batch_size=8, warmup_steps=0.1),
     "scratch": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=32, warmup_steps=0.1),
+    "in-house": dict(learning_rate=3e-4, num_train_epochs=10, per_device_train_batch_size=16, warmup_steps=0.1),
     "baseline": dict(),
 }
 COMMON_RECIPE = dict(
@@ -92,6 +93,7 @@ DECISIVE = (
 
 # The arguments of the model that cannot.
 NOT_DECISIVE = ("seeds", "keep_model", "overwrite", "cache_dir", "features_only", "memory_gb")
+OF_PRETRAINING = ("unlabeled", "pretrain_on", "pretraining_tokens", "transductive")  # of models pretrained in-house
 
 
 class ArgumentError(ValueError):
@@ -129,6 +131,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         )
     if training_args.push_to_hub and model_args.model == "tfidf":
         raise ArgumentError("--push_to_hub: the vocabulary of tfidf spells out words of the notes; it is not pushed.")
+    if chosen.kind == "in-house":
+        check_pretraining(model_args)
     if model_args.features_only and chosen.kind != "frozen":
         raise ArgumentError(f"--features_only: {chosen.run_id} has no frozen encoder.")
     if data_args.train_size is not None and model_args.keep_model:
@@ -136,6 +140,14 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     if training_args.push_to_hub and not model_args.keep_model:
         raise ArgumentError("--push_to_hub with --keep_model False: there would be no model to push.")
     return model_args, data_args, training_args
+
+
+def check_pretraining(model_args: ModelArguments):
+    """What the arguments of a model pretrained in-house need of each other."""
+    if model_args.pretrain_on == "unlabeled" and not model_args.unlabeled:
+        raise ArgumentError("--pretrain_on unlabeled: give the text with --unlabeled.")
+    if not model_args.pretraining_tokens > 0:
+        raise ArgumentError(f"--pretraining_tokens {model_args.pretraining_tokens:g}: give more than 0.")
 
 
 # ---- one fold ------------------------------------------------------------------------------------------------------
@@ -219,7 +231,8 @@ def resolve_settings(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, seed: int
 ) -> dict:
     """Every argument that can move a number, as it goes into the result file."""
-    model = {name: value for name, value in asdict(model_args).items() if name not in NOT_DECISIVE}
+    left_out = NOT_DECISIVE if model_args.kind == "in-house" else NOT_DECISIVE + OF_PRETRAINING
+    model = {name: value for name, value in asdict(model_args).items() if name not in left_out}
     training = {name: getattr(training_args, name) for name in DECISIVE}
     settings = {"model": model, "data": asdict(data_args), "training": training, "seed": seed}
     settings["training"]["world_size"] = training_args.world_size
@@ -334,7 +347,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     if model_args.kind in TUNINGS:
         prepare_encoder(model_args, data_args)
 
-    run = Run(model_args, data_args, training_args, notes)
+    held_out = np.unique(np.concatenate([rows for split in splits for rows in (split.validation, split.test)]))
+    run = Run(model_args, data_args, training_args, notes, held_out)
     if model_args.features_only:
         logger.info("%d notes ready in %.4f hours", len(run.features.is_long), run.features.hours)
         return

@@ -4,6 +4,7 @@ Knows nothing of folds, of result files or of the Hub.
 """
 
 import copy
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -26,16 +27,26 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_callback import ExportableState
 
 from backbones import find_backbone, load_config_and_tokenizer
 from baseline import Settings, TfidfClassifier
 from batches import WindowCollator, tokenize_notes
+from callbacks import EpochLine, StopAfterEpoch, TrainingClock
+from corpus import Corpus, of_notes, read_corpus
 from data import DataArguments, Notes
 from features import FeatureCollator, FrozenFeatures, load_or_compute
 from memory import plan_memory
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
-from models import ModelArguments, build_model, put_encoder_back, suit_cpu
+from models import PRETRAINED_HERE, ModelArguments, build_model, put_encoder_back, suit_cpu
+from pretrain import (
+    BLOCK_LENGTH,
+    REPORT_FILE,
+    SMALL_SIZES,
+    PretrainArguments,
+    describe_pretraining,
+    gather_text,
+    pretrain_in_house,
+)
 from results import last_complete_checkpoint
 from splits import Split, balanced_class_weights
 
@@ -116,77 +127,13 @@ class NoteTrainer(Trainer):
     @property
     def training_seconds(self) -> float:
         """Seconds spent in training and in selecting on validation, those before an interruption included."""
-        # Restoring a checkpoint replaces the callbacks: look the clock up.
-        return next(c for c in self.callback_handler.callbacks if isinstance(c, TrainingClock)).seconds
+        return TrainingClock.of(self).seconds
 
     @property
     def best_epoch(self) -> float:
         """The epoch, counted from 1, whose weights were kept; the last one where none was selected."""
         step = self.state.best_global_step or self.state.global_step
         return next(entry["epoch"] for entry in self.state.log_history if entry["step"] == step)
-
-
-class TrainingClock(TrainerCallback, ExportableState):
-    """Counts the seconds of training; its count is saved with every checkpoint and goes on from there."""
-
-    def __init__(self, seconds: float = 0.0):
-        self.earlier = seconds
-        self.started = None
-        self.stopped = None
-
-    @property
-    def seconds(self) -> float:
-        if self.started is None:
-            return self.earlier
-        return self.earlier + (self.stopped or time.perf_counter()) - self.started
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started = time.perf_counter()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.stopped = time.perf_counter()
-
-    def state(self) -> dict:
-        return {"args": {"seconds": self.seconds}, "attributes": {}}
-
-
-class EpochLine(TrainerCallback):
-    """One line an epoch: loss, validation score, the best so far, and how long it may still take."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_epoch = time.perf_counter(), state.epoch or 0.0
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:
-            self.loss = float(logs["loss"])
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if not state.is_world_process_zero or metrics is None or not state.epoch:
-            return
-        name = args.metric_for_best_model.removeprefix("eval_")
-        seconds = (time.perf_counter() - self.started) / max(state.epoch - self.first_epoch, 1e-9)
-        left = seconds * (state.max_steps - state.global_step) / max(state.global_step, 1) * state.epoch
-        logger.info(
-            "  epoch %g/%g  loss %.4f  validation %s %.4f  %.1f s an epoch, at most %.1f min left",
-            round(state.epoch, 2),
-            args.num_train_epochs,
-            getattr(self, "loss", float("nan")),
-            name,
-            metrics[f"eval_{name}"],
-            seconds,
-            (seconds * (args.num_train_epochs - state.epoch) if args.max_steps < 0 else left) / 60,
-        )
-
-
-class StopAfterEpoch(TrainerCallback):
-    """Stops at the end of epoch `last`, on the learning-rate schedule of the whole run: for the model kept for use."""
-
-    def __init__(self, last: float):
-        self.last = last
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if state.epoch >= self.last - 1e-6:
-            control.should_training_stop = True
 
 
 @dataclass
@@ -197,6 +144,7 @@ class Run:
     data_args: DataArguments
     training_args: TrainingArguments
     notes: Notes
+    held_out_anywhere: np.ndarray | None = None  # the notes of some fold's validation or test part
 
     @property
     def output(self) -> Path:
@@ -217,6 +165,35 @@ class Run:
             torch.bfloat16 if self.training_args.bf16 else torch.float32,
         )
         return features.pool(self.model_args.pooling) if self.model_args.head == "linear" else features
+
+    def pretrain(self, split: Split) -> Path | None:
+        """The folder of the model pretrained in-house for this split, made or found; None for other models."""
+        model_args, data_args, notes = self.model_args, self.data_args, self.notes
+        if model_args.kind != "in-house":
+            return None
+        on_notes = model_args.pretrain_on == "training-notes"
+        held_out = np.union1d(split.validation, split.test) if on_notes else self.held_out_anywhere
+        # all notes outside the held-out parts, also those that --train_size leaves without their label
+        training = np.setdiff1d(np.arange(len(notes)), held_out) if on_notes else []
+        text = gather_text(
+            of_notes(notes, training), of_notes(notes, held_out), self.unlabeled, model_args.transductive
+        )
+        arguments = PretrainArguments(
+            architecture=PRETRAINED_HERE[model_args.model],
+            dataset=data_args.dataset,
+            unlabeled=model_args.unlabeled,
+            group_column=data_args.group_column,
+            transductive=model_args.transductive,
+            max_length=BLOCK_LENGTH,
+            **SMALL_SIZES,
+        )
+        cache_dir = Path(model_args.cache_dir or self.output / "pretrained")
+        return pretrain_in_house(arguments, text, model_args.pretraining_tokens, cache_dir, self.training_args)
+
+    @cached_property
+    def unlabeled(self) -> Corpus:
+        """The further text for models pretrained in-house."""
+        return read_corpus(self.model_args.unlabeled, self.data_args.text_column, self.data_args.group_column)
 
 
 @dataclass
@@ -245,11 +222,13 @@ def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> 
         classifier.fit(texts["train"], notes.labels[split.train], settings)
     parameters = classifier.count_parameters()
     described = {"kind": "baseline", "backbone": None, "revision": None, "stand_in_for": None}
+    described |= {"transductive": False, "pretraining": None}
     return Trained(
         model=described | {"trainable_parameters": parameters, "total_parameters": parameters, **asdict(settings)},
         cost={
             "training_hours": (time.perf_counter() - started) / 3600,
             "feature_hours": 0.0,
+            "pretraining_hours": 0.0,
             "epochs": None,
             "best_epoch": None,
         },
@@ -274,11 +253,13 @@ def train_network(
     """
     model_args, data_args, training_args, notes = run.model_args, run.data_args, run.training_args, run.notes
     frozen = model_args.kind == "frozen"
+    pretrained = run.pretrain(split)
     set_seed(seed)  # before the model exists, so that its head depends on the seed; 0 is a seed like any other
     main_first = training_args.main_process_first(local=False)
     model, tokenizer, described = build_model(
-        model_args, data_args, notes, split.train, folder / "tokenizer", main_first
+        model_args, data_args, notes, split.train, folder / "tokenizer", main_first, pretrained
     )
+    pretraining = None if pretrained is None else json.loads((pretrained / REPORT_FILE).read_text(encoding="utf-8"))
     if training_args.device.type == "cpu":
         suit_cpu(model)
     collator = FeatureCollator(run.features) if frozen else WindowCollator(tokenizer)
@@ -349,10 +330,11 @@ def train_network(
         tokenizer.save_pretrained(target)
 
     return Trained(
-        model=described,
+        model=described | {"pretraining": pretraining and describe_pretraining(pretrained, pretraining)},
         cost={
             "training_hours": trainer.training_seconds / 3600,
             "feature_hours": run.features.hours if frozen else 0.0,
+            "pretraining_hours": pretraining["cost"]["training_hours"] if pretraining else 0.0,
             "epochs": round(trainer.state.epoch, 2),
             "best_epoch": round(trainer.best_epoch, 2),
         },

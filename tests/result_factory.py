@@ -21,7 +21,7 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
     scores = dict.fromkeys(names, score) | {"per_class": {}, "confusion_matrix": [[1, 0], [0, 1]], "collapsed": False}
     splits = {"train": 60, "validation": 20, "test": 20}
     result = {
-        "schema_version": 2,
+        "schema_version": 3,
         "status": "finished",
         "run": {"run_id": run_id, "model": "drbert", "head": "grn", "tuning": "frozen", "seed": 0, "fold": fold}
         | {"num_folds": 3, "num_seeds": 1, "dataset": "synthetic", "train_size": None},
@@ -33,7 +33,8 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
             "splits": {name: {"notes": size, "groups": size, "labels": {}} for name, size in splits.items()},
         },
         "model": {"kind": "pretrained", "backbone": "Dr-BERT/DrBERT-7GB", "revision": "0f1e", "stand_in_for": None}
-        | {"trainable_parameters": 1_771_778, "total_parameters": 112_000_000, "thresholds": None, "temperature": 2.0},
+        | {"trainable_parameters": 1_771_778, "total_parameters": 112_000_000, "thresholds": None, "temperature": 2.0}
+        | {"transductive": False, "pretraining": None},
         "metrics": scores,
         "validation": scores,
         "operating_points": [
@@ -42,7 +43,13 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
         ]
         if task == "binary"
         else [],
-        "cost": {"training_hours": 0.25, "feature_hours": 0.0, "evaluation_seconds": 1.2, "peak_memory_mb": 900.0}
+        "cost": {
+            "training_hours": 0.25,
+            "feature_hours": 0.0,
+            "pretraining_hours": 0.0,
+            "evaluation_seconds": 1.2,
+            "peak_memory_mb": 900.0,
+        }
         | {"epochs": 7, "best_epoch": 4},
         "environment": {
             "git_commit": "0123456789abcdef0123",
@@ -93,5 +100,5 @@ def write_failure(
     (folder / run_id).mkdir(parents=True, exist_ok=True)
     run = {"run_id": run_id, "model": model, "head": head, "tuning": tuning, "dataset": "synthetic"}
     run["train_size"] = None
-    content = {"schema_version": 2, "status": "failed", "run": run, "error": error}
+    content = {"schema_version": 3, "status": "failed", "run": run, "error": error}
     (folder / run_id / "failed.json").write_text(json.dumps(content), encoding="utf-8")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import data
-from data import DataArguments, DataError, load_notes, read_texts
+from data import DataArguments, DataError, load_notes, read_unlabeled
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = "Zéphyrin"  # stands for what only a note says: in no message may it come back
@@ -427,20 +427,17 @@ def test_arguments_are_checked_before_any_file_is_read(options, message):
         DataArguments(**options)
 
 
-# ---- texts for pretraining -----------------------------------------------------------------------------------------
+# ---- notes without labels ------------------------------------------------------------------------------------------
 
 
-def test_read_texts_gives_the_training_part_alone(write):
-    path = write(TABLE.assign(split=["train", "dev", "test"])[["text", "split"]])  # no label needed
-    assert read_texts(str(path)) == TEXTS[:1]
-    assert read_texts(str(path), split_column="none") == TEXTS
-    assert read_texts(str(write(TABLE.rename(columns={"text": "note"}), "all.csv")), text_column="note") == TEXTS
-
-
-def test_read_texts_of_split_files(write):
-    folder = write(TABLE[:2], "training.csv").parent
-    write(TABLE[2:], "test.csv")
-    assert read_texts(str(folder)) == TEXTS[:2]
+def test_unlabeled_notes_need_nothing_but_a_text(write):
+    path = write(TABLE.assign(split=["train", "dev", "test"], patient=[1, 1, 2])[["text", "split", "patient"]])
+    notes = read_unlabeled(DataArguments(dataset=str(path), group_column="patient"))
+    assert notes.texts == TEXTS and notes.ids.tolist() == ["row-1", "row-2", "row-3"] and notes.ids_are_rows
+    assert notes.given_splits.tolist() == ["train", "validation", "test"] and notes.groups.tolist() == ["1", "1", "2"]
+    other = write(TABLE.rename(columns={"text": "note"}).assign(id=["a", "b", "c"]), "all.csv")
+    notes = read_unlabeled(DataArguments(dataset=str(other), text_column="note", group_column="patient"))
+    assert notes.texts == TEXTS and notes.groups is None and notes.given_splits is None and not notes.ids_are_rows
 
 
 # ---- fingerprint ---------------------------------------------------------------------------------------------------

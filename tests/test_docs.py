@@ -11,7 +11,7 @@ from backbones import BACKBONES
 from data import DataArguments
 from figures import HEADS as REPORTED_HEADS
 from heads import HEADS
-from models import SCRATCH_MODELS, TUNINGS, ModelArguments
+from models import PRETRAINED_HERE, SCRATCH_MODELS, TUNINGS, ModelArguments
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -65,9 +65,9 @@ def test_every_module_has_its_test_file():
 
 def test_names_agree_between_code_grid_and_readme():
     assert f"heads={','.join(HEADS)}" in SCRIPT and f"tunings={','.join(TUNINGS)}" in SCRIPT
-    assert f"models=tfidf,{','.join(SCRATCH_MODELS)},{','.join(BACKBONES)}" in SCRIPT
+    assert f"models=tfidf,{','.join([*SCRATCH_MODELS, *PRETRAINED_HERE, *BACKBONES])}" in SCRIPT
     assert [head for head in REPORTED_HEADS if head != "-"] == list(HEADS)
-    for name in [*HEADS, *TUNINGS, *SCRATCH_MODELS, *BACKBONES, "tfidf"]:
+    for name in [*HEADS, *TUNINGS, *SCRATCH_MODELS, *PRETRAINED_HERE, *BACKBONES, "tfidf"]:
         assert f"`{name}`" in README, name
 
 

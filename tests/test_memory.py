@@ -83,7 +83,7 @@ def test_peak_of_a_larger_micro_batch_is_extrapolated_from_two_and_three_notes()
 def test_accumulation_keeps_the_gradients_during_the_forward_pass():
     model = scratch(vocab_size=4000)  # a batch small against the parameters
     gradients = sum(parameter.nbytes for parameter in model.parameters())
-    largest = model.token_embedding.weight.nbytes
+    largest = model.encoder.token_embedding.weight.nbytes
     once, often = (gb_needed(model, 1, accumulation) * 1e9 for accumulation in (1, 8))
     assert often == gb_needed(model, 1, 2) * 1e9
     assert largest <= often - once < gradients + largest  # the new gradient of a weight stands beside the sum

@@ -14,7 +14,7 @@ SMALL = dict(
     hidden_size=16,
     num_attention_heads=2,
     intermediate_size=32,
-    max_position_embeddings=24,
+    relative_reach=6,
     num_labels=2,
 )
 
@@ -129,11 +129,11 @@ def test_default_sizes_are_those_of_the_docstring():
         e: sum(p.numel() for p in ScratchForSequenceClassification(ScratchConfig(num_experts=e)).parameters())
         for e in (0, 4)
     }
-    h, f, v, t = 192, 768, 6000, 256
+    h, f, v = 192, 768, 6000
     block = 4 * h * h + 4 * h + 4 * h + 2 * h * f + f + h
-    dense = v * h + t * h + 2 * block + 2 * h + 2 * h + 2
-    assert sizes[0] == dense and round(dense / 1e6, 1) == 2.1
-    assert sizes[4] == dense + 3 * (2 * h * f + f + h) + 4 * h and round(sizes[4] / 1e6, 1) == 3.0
+    dense = v * h + 4 * (2 * 64 + 1) + 2 * block + 2 * h + 2 * h + 2
+    assert sizes[0] == dense and round(dense / 1e6, 1) == 2.0
+    assert sizes[4] == dense + 3 * (2 * h * f + f + h) + 4 * h and round(sizes[4] / 1e6, 1) == 2.9
 
 
 @pytest.mark.parametrize("experts", [0, 3])

@@ -1,7 +1,6 @@
 """The loss by hand, accumulation, the order of predictions, the clock, the choice of checkpoint."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from models import ModelArguments
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
 from splits import draw_splits
 from train import parse_arguments
-from trainer import NoteTrainer, Run, TrainingClock, train_network, weighted_loss
+from trainer import NoteTrainer, Run, train_network, weighted_loss
 
 
 def test_weighted_loss_by_hand():
@@ -136,21 +135,9 @@ def test_a_memory_budget_changes_the_micro_batch_and_not_the_steps(notes_file, t
     assert smaller < 32 and f"{32 // smaller} times a step" in caplog.text
 
 
-def test_clock_goes_on_where_the_checkpoint_left_it():
-    clock = TrainingClock()
-    clock.on_train_begin(None, None, None)
-    time.sleep(0.02)
-    state = clock.state()
-    resumed = TrainingClock(**state["args"])
-    assert resumed.seconds == pytest.approx(state["args"]["seconds"]) and resumed.seconds >= 0.02
-    resumed.on_train_begin(None, None, None)
-    time.sleep(0.02)
-    resumed.on_train_end(None, None, None)
-    assert resumed.seconds >= 0.04
-
-
 def test_kinds_of_model():
     assert ModelArguments(model="tfidf").kind == "baseline"
     assert ModelArguments(model="moe-transformer").kind == "scratch"
+    assert ModelArguments(model="moe-transformer-pretrained").kind == "in-house"
     assert ModelArguments(model="drbert", tuning="lora").kind == "lora"
     assert DataArguments().max_length == 256  # the paper's limit

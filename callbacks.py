@@ -1,0 +1,97 @@
+"""What watches a Trainer: a clock that survives an interruption, a line of progress with an estimate, an early end."""
+
+import logging
+import time
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+logger = logging.getLogger("train")
+
+
+class TrainingClock(TrainerCallback, ExportableState):
+    """Counts the seconds of training; its count is saved with every checkpoint and goes on from there."""
+
+    def __init__(self, seconds: float = 0.0):
+        self.earlier = seconds
+        self.started = None
+        self.stopped = None
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "TrainingClock":
+        """The trainer's clock, looked up: restoring a checkpoint replaces the callbacks."""
+        return next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, cls))
+
+    @property
+    def seconds(self) -> float:
+        if self.started is None:
+            return self.earlier
+        return self.earlier + (self.stopped or time.perf_counter()) - self.started
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.stopped = time.perf_counter()
+
+    def state(self) -> dict:
+        return {"args": {"seconds": self.seconds}, "attributes": {}}
+
+
+class EpochLine(TrainerCallback):
+    """One line an epoch: loss, validation score, the best so far, and how long it may still take."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first_epoch = time.perf_counter(), state.epoch or 0.0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self.loss = float(logs["loss"])
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        if not state.is_world_process_zero or metrics is None or not state.epoch:
+            return
+        name = args.metric_for_best_model.removeprefix("eval_")
+        seconds = (time.perf_counter() - self.started) / max(state.epoch - self.first_epoch, 1e-9)
+        left = seconds * (state.max_steps - state.global_step) / max(state.global_step, 1) * state.epoch
+        logger.info(
+            "  epoch %g/%g  loss %.4f  validation %s %.4f  %.1f s an epoch, at most %.1f min left",
+            round(state.epoch, 2),
+            args.num_train_epochs,
+            getattr(self, "loss", float("nan")),
+            name,
+            metrics[f"eval_{name}"],
+            seconds,
+            (seconds * (args.num_train_epochs - state.epoch) if args.max_steps < 0 else left) / 60,
+        )
+
+
+class StopAfterEpoch(TrainerCallback):
+    """Stops at the end of epoch `last`, on the learning-rate schedule of the whole run: for the model kept for use."""
+
+    def __init__(self, last: float):
+        self.last = last
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if state.epoch >= self.last - 1e-6:
+            control.should_training_stop = True
+
+
+class PretrainingLine(TrainerCallback):
+    """One line an evaluation: steps, loss, held-out loss, and how long it may still take."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first_step, self.loss = time.perf_counter(), state.global_step, float("nan")
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self.loss = float(logs["loss"])
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        done = state.global_step - getattr(self, "first_step", state.global_step)
+        if done > 0 and state.is_world_process_zero and not control.should_training_stop:
+            left = (time.perf_counter() - self.started) / done * (state.max_steps - state.global_step)
+            logger.info(
+                "  step %d/%d  loss %.3f  held-out loss %.3f  at most %.1f min left",
+                state.global_step, state.max_steps, self.loss, metrics["eval_loss"], left / 60,
+            )  # fmt: skip

@@ -1,0 +1,200 @@
+"""Further text for pretraining, and the check that no held-out note is in it.
+
+Text needs no label to help a model: one that was pretrained on the text of a test note knows that note. So before any
+text reaches a model or its tokenizer, whatever belongs to a validation or test note is taken out of it:
+
+- by name: a document whose id, or whose group, is that of a held-out note or of a held-out patient or document;
+- by content: a document that holds a held-out note, or half of it, word for word. Notes are compared by runs of
+  SHINGLE_WORDS words (shingles, Broder 1997), whatever their case, punctuation and spacing, so that a passage is
+  found within a long document. A note of fewer words is too common to be looked for within others: it is compared
+  as a whole.
+
+Knows no model. Text leaves this file as text, for pretrain.py; messages carry file names, ids and counts.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from data import READERS, DataArguments, DataError, Notes, read_unlabeled
+
+logger = logging.getLogger(__name__)
+
+SHINGLE_WORDS = 8
+LEAKING_SHARE = 0.5  # of a note's shingles: so much of it makes a document a copy of it (ours)
+
+
+@dataclass
+class Corpus:
+    """Documents to pretrain on. `names` are the ids and groups that each goes by; the last one is its patient."""
+
+    texts: list[str]
+    names: list[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: Iterable[int]) -> "Corpus":
+        rows = list(rows)
+        return Corpus([self.texts[row] for row in rows], [self.names[row] for row in rows])
+
+    def __add__(self, other: "Corpus") -> "Corpus":
+        return Corpus(self.texts + other.texts, self.names + other.names)
+
+    @property
+    def groups(self) -> list[str]:
+        """Whose each document is, for counting in how many documents a word occurs (tokenization.py)."""
+        return [names[-1] if names else f"document {number}" for number, names in enumerate(self.names)]
+
+    def fingerprint(self) -> str:
+        digest = blake2b(digest_size=8)
+        for text in self.texts:
+            digest.update(json.dumps(text).encode())
+        return digest.hexdigest()
+
+
+def of_notes(notes: Notes, rows: np.ndarray) -> Corpus:
+    """These notes of a checked corpus, as documents."""
+    names: list[tuple[str, ...]] = [() if notes.ids_are_rows else (str(notes.ids[row]),) for row in rows]
+    if notes.groups is not None:
+        names = [(*name, str(notes.groups[row])) for name, row in zip(names, rows, strict=True)]
+    return Corpus([notes.texts[row] for row in rows], names)
+
+
+def read_corpus(sources: Sequence[str], text_column: str = "text", group_column: str | None = None) -> Corpus:
+    """Every document of the sources, in their order.
+
+    A source is a UTF-8 text file with one document a line; a table as for `--dataset` (CSV, TSV, JSONL, Parquet, a Hub
+    data set or synthetic), all of it whatever its splits; or a folder of tables or, if it has none, of `.txt` files,
+    one document each.
+
+    Raises:
+        DataError: a source cannot be read or holds no text.
+    """
+    corpus = Corpus([], [])
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in READERS)
+            if files:
+                found = Corpus([], [])
+                for file in files:
+                    found = found + _read_table(str(file), text_column, group_column)
+            else:
+                files = sorted(path.rglob("*.txt"))
+                texts = [_read_text(file) for file in files]
+                found = Corpus(texts, [(file.stem,) for file in files])
+        elif path.suffix.lower() == ".txt":
+            lines = [line for line in _read_text(path).splitlines() if line.strip()]
+            found = Corpus(lines, [()] * len(lines))
+        else:
+            found = _read_table(source, text_column, group_column)
+        found = found.select(row for row, text in enumerate(found.texts) if text.strip())
+        if not len(found):
+            raise DataError(f"--unlabeled {source}: no text in it; give text files, tables with text, or folders.")
+        corpus = corpus + found
+    return corpus
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"--unlabeled {path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    except OSError as error:
+        raise DataError(f"--unlabeled {path} cannot be opened ({error.strerror}).") from error
+
+
+def _read_table(source: str, text_column: str, group_column: str | None) -> Corpus:
+    arguments = DataArguments(dataset=source, text_column=text_column, group_column=group_column, split_column="none")
+    try:
+        notes = read_unlabeled(arguments)
+    except DataError as error:
+        raise DataError(f"--unlabeled: {str(error).removeprefix('--dataset ')}") from None
+    return of_notes(notes, np.arange(len(notes)))
+
+
+# ---- the check -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Removed:
+    """How many documents were taken out, and why; goes into the result file."""
+
+    by_name: int = 0  # of a held-out note, patient or document
+    by_content: int = 0  # holding a held-out note, or half of it
+    copies: int = 0  # of another document of the corpus
+
+    def __str__(self) -> str:
+        return f"{self.by_name} by id or group, {self.by_content} by content, {self.copies} copies"
+
+
+def remove_held_out(corpus: Corpus, held_out: Corpus) -> tuple[Corpus, Removed]:
+    """The documents that have nothing of the held-out notes, each once."""
+    names = {name for of_note in held_out.names for name in of_note}
+    named = np.array([not names.isdisjoint(of_document) for of_document in corpus.names], dtype=bool)
+    leaking = find_leaking(corpus.texts, held_out.texts) & ~named
+    seen, kept = set(), []
+    for row in np.flatnonzero(~named & ~leaking):
+        key = " ".join(split_words(corpus.texts[row]))
+        if key not in seen:
+            seen.add(key)
+            kept.append(int(row))
+    copies = len(corpus) - int(named.sum()) - int(leaking.sum()) - len(kept)
+    return corpus.select(kept), Removed(int(named.sum()), int(leaking.sum()), copies)
+
+
+def find_leaking(texts: Sequence[str], held_out: Sequence[str]) -> np.ndarray:
+    """For each text whether it holds LEAKING_SHARE of a held-out one, as a mask (texts,)."""
+    hashes: dict[str, np.uint64] = {}
+    owner, shingles, whole = [], [], set()
+    for number, note in enumerate(held_out):
+        words = split_words(note)
+        if len(words) < SHINGLE_WORDS:
+            whole.add(" ".join(words))
+        else:
+            of_note = np.unique(_hash_shingles(words, hashes))
+            shingles.append(of_note)
+            owner.append(np.full(len(of_note), number))
+    leaking = np.zeros(len(texts), dtype=bool)
+    if shingles:
+        shingles, owner = np.concatenate(shingles), np.concatenate(owner)
+        order = np.argsort(shingles, kind="stable")
+        shingles, owner = shingles[order], owner[order]
+        needed = LEAKING_SHARE * np.bincount(owner, minlength=len(held_out))
+    for row, text in enumerate(texts):
+        words = split_words(text)
+        if len(words) < SHINGLE_WORDS:
+            leaking[row] = " ".join(words) in whole
+        elif len(shingles):
+            of_text = np.unique(_hash_shingles(words, hashes))
+            first, last = np.searchsorted(shingles, of_text, "left"), np.searchsorted(shingles, of_text, "right")
+            shared = first < last  # a shingle may be of several notes
+            if shared.any():
+                places = np.concatenate([np.arange(a, b) for a, b in zip(first[shared], last[shared], strict=True)])
+                count = np.bincount(owner[places], minlength=len(held_out))
+                leaking[row] = bool((count >= np.maximum(needed, 1)).any())
+    return leaking
+
+
+def split_words(text: str) -> list[str]:
+    """In lower case and without punctuation: what two copies of a note share however they were stored."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def _hash_shingles(words: list[str], hashes: dict[str, np.uint64]) -> np.ndarray:
+    """A 64-bit number for every run of SHINGLE_WORDS words; `hashes` remembers the words'."""
+    for word in set(words).difference(hashes):
+        hashes[word] = np.uint64(int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little"))
+    numbers = np.array([hashes[word] for word in words], dtype=np.uint64)
+    count, total = len(numbers) - SHINGLE_WORDS + 1, np.uint64(0)
+    with np.errstate(over="ignore"):
+        for place in range(SHINGLE_WORDS):  # a polynomial in an odd number, modulo 2^64
+            total = total * np.uint64(0x9E3779B97F4A7C15) + numbers[place : place + count]
+    return total

@@ -1,0 +1,47 @@
+"""What watches a Trainer: the clock across an interruption, the lines, the early end."""
+
+import logging
+import time
+from types import SimpleNamespace
+
+import pytest
+from transformers import TrainerControl, TrainerState
+
+from callbacks import PretrainingLine, StopAfterEpoch, TrainingClock
+
+
+def test_the_clock_goes_on_after_a_checkpoint():
+    clock = TrainingClock()
+    clock.on_train_begin(None, None, None)
+    time.sleep(0.02)
+    saved = clock.state()["args"]["seconds"]
+    resumed = TrainingClock(**clock.state()["args"])
+    assert resumed.seconds >= saved >= 0.02
+    resumed.on_train_begin(None, None, None)
+    time.sleep(0.02)
+    resumed.on_train_end(None, None, None)
+    total = resumed.seconds
+    time.sleep(0.02)
+    assert resumed.seconds == total >= saved + 0.02
+
+
+@pytest.mark.parametrize(("epoch", "stops"), [(1.0, False), (2.0, True)])
+def test_training_stops_after_the_epoch(epoch, stops):
+    control = TrainerControl()
+    StopAfterEpoch(2).on_epoch_end(None, TrainerState(epoch=epoch), control)
+    assert control.should_training_stop == stops
+
+
+def test_pretraining_tells_step_losses_and_time_left(caplog):
+    line, state = PretrainingLine(), TrainerState(max_steps=100, is_world_process_zero=True)
+    line.on_evaluate(None, state, TrainerControl(), {"eval_loss": 9.0})  # before training: nothing to tell
+    line.on_train_begin(None, state, TrainerControl())
+    line.started -= 60  # 60 seconds for the first 25 steps leave three minutes
+    state.global_step = 25
+    with caplog.at_level(logging.INFO):
+        line.on_log(None, state, TrainerControl(), {"loss": 4.5})
+        line.on_evaluate(None, state, TrainerControl(), {"eval_loss": 4.25})
+        line.on_evaluate(None, state, SimpleNamespace(should_training_stop=True), {"eval_loss": 4.25})
+    assert [record.message.strip() for record in caplog.records] == [
+        "step 25/100  loss 4.500  held-out loss 4.250  at most 3.0 min left"
+    ]

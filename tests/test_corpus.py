@@ -1,0 +1,98 @@
+"""Text for pretraining: what is read from which source, and that nothing held out gets through."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from corpus import Corpus, Removed, find_leaking, of_notes, read_corpus, remove_held_out
+from data import DataArguments, DataError, load_notes
+
+WORDS = "le patient de la chambre douze présente une fièvre élevée avec toux sèche depuis trois jours".split()
+WORDS += ["sans", "frissons"]
+NOTE = " ".join(WORDS)  # 18 words: 11 shingles of 8
+OTHER = (
+    "une radiographie du thorax montre un foyer de la base droite que le traitement antibiotique a fait disparaître"
+)
+
+
+def test_a_held_out_passage_is_found_within_a_long_document():
+    document = f"{OTHER}. {NOTE.upper().replace(' ', '  ')} ! {OTHER}"  # other case, spacing and punctuation
+    assert find_leaking([document, OTHER, NOTE], [NOTE]).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(("words", "leaks"), [(12, False), (13, True)])
+def test_half_of_a_note_makes_a_document_a_copy(words, leaks):
+    """12 of its words hold 5 of its 11 shingles, 13 words 6."""
+    assert find_leaking([f"{' '.join(WORDS[:words])} {OTHER}"], [OTHER[:40], NOTE]).tolist() == [leaks]
+
+
+def test_words_in_another_order_are_no_copy():
+    assert not find_leaking([" ".join(reversed(WORDS))], [NOTE]).any()
+
+
+def test_short_notes_are_compared_as_a_whole():
+    assert find_leaking(["Pas de fièvre.", f"Pas de fièvre. {OTHER}"], ["pas de fièvre"]).tolist() == [True, False]
+
+
+def test_counts_by_reason():
+    corpus = Corpus(
+        [NOTE, OTHER, OTHER.upper(), NOTE + " " + OTHER, "autre"], [("a",), ("b",), (), (), ("x", "patient 1")]
+    )
+    kept, removed = remove_held_out(corpus, Corpus([NOTE], [("a", "patient 1")]))
+    assert kept.texts == [OTHER] and kept.names == [("b",)]
+    assert removed == Removed(by_name=2, by_content=1, copies=1)
+    assert str(removed) == "2 by id or group, 1 by content, 1 copies"
+    everything, nothing = remove_held_out(corpus, Corpus([], []))
+    assert len(everything) == 4 and nothing == Removed(copies=1)
+
+
+def test_row_numbers_are_no_names(tmp_path):
+    """Two tables without ids both have a row-1: that says nothing."""
+    for name, texts in (("notes.csv", [NOTE, OTHER]), ("more.csv", ["un texte", "deux textes"])):
+        pd.DataFrame({"text": texts, "label": [0, 1]}).to_csv(tmp_path / name, index=False)
+    notes = load_notes(DataArguments(dataset=str(tmp_path / "notes.csv")))
+    more = read_corpus([str(tmp_path / "more.csv")])
+    assert len(remove_held_out(more, of_notes(notes, np.arange(2)))[0]) == 2
+
+
+def test_notes_go_by_id_and_patient(tmp_path):
+    path = tmp_path / "notes.csv"
+    pd.DataFrame({"id": ["n1", "n2"], "text": [NOTE, OTHER], "label": [0, 1], "who": [7, 8]}).to_csv(path, index=False)
+    notes = load_notes(DataArguments(dataset=str(path), group_column="who"))
+    assert of_notes(notes, np.array([1])).names == [("n2", "8")]
+    assert of_notes(notes, np.array([1, 0])).groups == ["8", "7"]
+
+
+def test_each_kind_of_source(tmp_path):
+    (tmp_path / "lines.txt").write_text("un\n\n deux\n", encoding="utf-8")
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    pd.DataFrame({"id": ["a", "b"], "text": ["trois", "quatre"], "split": ["whatever", "x"]}).to_json(
+        tables / "data.jsonl", orient="records", lines=True
+    )
+    (tables / "README.txt").write_text("no document", encoding="utf-8")
+    documents = tmp_path / "documents" / "2024"
+    documents.mkdir(parents=True)
+    (documents / "p7.txt").write_text("cinq\nsix", encoding="utf-8")
+    corpus = read_corpus([str(tmp_path / name) for name in ("lines.txt", "tables", "documents")])
+    assert corpus.texts == ["un", " deux", "trois", "quatre", "cinq\nsix"]
+    assert corpus.names == [(), (), ("a",), ("b",), ("p7",)]
+    assert corpus.groups[2:] == ["a", "b", "p7"] and len(set(corpus.groups)) == 5
+    assert corpus.fingerprint() != corpus.select([1, 0, 2, 3, 4]).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"\n\n", "empty.txt: no text in it"),
+        ("latin.txt", "é".encode("latin-1"), "latin.txt is not UTF-8 text"),
+        ("note.csv", b"note\nfi\xc3\xa8vre", "--text_column text: no such column; found: note"),
+        ("absent.txt", None, "absent.txt cannot be opened"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_corpus([str(tmp_path / name)])
+    assert "fièvre" not in str(caught.value)
