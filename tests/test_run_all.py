@@ -61,25 +61,28 @@ def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
     # fmt: off
     arguments = [
         "--dataset", notes_file, "--output", tmp_path / "runs", "--report", tmp_path / "report", "--folds", 2,
-        "--models", f"tfidf,transformer,{encoder_folder},no-such/encoder", "--heads", "grn", "--tuning", "frozen",
+        "--models", f"tfidf,transformer,transformer-pretrained,{encoder_folder},no-such/encoder", "--heads", "grn", "--tuning", "frozen",
         "--jobs", 2, "--group_column", "patient", "--max_length", 48, "--vocab_size", 400, "--num_train_epochs", 1,
+        "--pretraining_tokens", 20_000, "--unlabeled", notes_file,
     ]
     # fmt: on
     assert run_all(*arguments, "--dry-run").returncode == 0
     done = run_all(*arguments)
     assert done.returncode == 1  # because one encoder cannot be had; everything else is there
-    assert "4 runs of 2 folds" in done.stdout
+    assert "5 runs of 2 folds" in done.stdout
     assert "no-such--encoder-grn-frozen: FAILED: error: no-such/encoder is not in the cache" in done.stdout
     table = (tmp_path / "report" / "results.md").read_text()
     results = pd.read_csv(tmp_path / "report" / "results.csv")
-    assert len(results) == 4 and results["f1_macro_mean"].notna().sum() == 3
-    assert "no-such" in table and "tfidf" in table
+    assert len(results) == 5 and results["f1_macro_mean"].notna().sum() == 4
+    assert "no-such" in table and "tfidf" in table and "transformer (pretrained in-house)" in table
+    assert len(list((tmp_path / "runs" / "pretrained").glob("*/pretrain.json"))) == 2  # one a fold
     hours = table.split("## Hours, estimated beforehand and measured")[1]
     assert f"| {encoder_folder.name}-grn-frozen |" in hours and "| all of them" in hours
-    assert len(list((tmp_path / "runs").rglob("result.json"))) == 6
+    assert len(list((tmp_path / "runs").rglob("result.json"))) == 8
     assert sorted(path.name for path in (tmp_path / "runs" / "logs").glob("*.log")) == [
         f"{encoder_folder.name}-grn-frozen.log", f"features-{encoder_folder.name}.log",
-        "features-no-such--encoder.log", "no-such--encoder-grn-frozen.log", "tfidf.log", "transformer.log",
+        "features-no-such--encoder.log", "no-such--encoder-grn-frozen.log", "tfidf.log",
+        "transformer-pretrained.log", "transformer.log",
     ]  # fmt: skip
 
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("result.json")}

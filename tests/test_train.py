@@ -43,7 +43,7 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
     tested = []
     for fold in range(2):
         result = read(output / f"fold-{fold}")
-        assert result["schema_version"] == 2 and result["status"] == "finished"
+        assert result["schema_version"] == 3 and result["status"] == "finished"
         assert result["run"] == {
             "run_id": "transformer", "model": "transformer", "head": None, "tuning": None, "dataset": "notes.csv",
             "seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1, "train_size": None,
@@ -87,6 +87,59 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
         and f"{np.mean([read(output / f'fold-{f}')['metrics']['f1_macro'] for f in (0, 1)]):.3f}" in card
     )
     assert not list(output.rglob("*.bin")) + list(output.rglob("*.pt")) + list(output.rglob("*.pkl"))
+
+
+def pretrained(notes_file, output, *more):
+    few = ["--group_column", "patient", "--pretraining_tokens", "20000"]
+    return ["--model", "transformer-pretrained", *arguments(notes_file, output, *few, *more)[2:]]
+
+
+def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path, caplog):
+    """The further text holds notes of all folds: each fold's pretraining leaves its own out, by what they say."""
+    output, further = tmp_path / "run", tmp_path / "further.txt"
+    texts = [*pd.read_csv(notes_file)["text"], *invent_notes(40, seed=5)["text"].str.replace("Note", "Lettre")]
+    further.write_text("\n".join(texts), encoding="utf-8")
+    caplog.set_level("INFO")
+    options = pretrained(notes_file, output, "--unlabeled", str(further), "--seeds", "0", "1")
+    assert train.main(options) == 0
+    results = {(seed, fold): read(output / f"seed-{seed}" / f"fold-{fold}") for seed in (0, 1) for fold in (0, 1)}
+    for (_, fold), result in results.items():
+        sizes = {part: facts["notes"] for part, facts in result["data"]["splits"].items()}
+        facts = result["model"]["pretraining"]
+        assert result["model"]["kind"] == "in-house" and facts["training_notes"] == sizes["train"]
+        held_out = sizes["validation"] + sizes["test"]
+        assert facts["removed"]["by_content"] >= held_out and facts["removed"]["by_name"] == 0
+        assert facts["documents"] + facts["removed"]["by_content"] + facts["removed"]["copies"] == sizes["train"] + 130
+        assert not facts["transductive"] and not result["model"]["transductive"]
+        assert result["cost"]["pretraining_hours"] > 0
+        assert facts == results[0, fold]["model"]["pretraining"]  # seeds share it
+    assert results[0, 0]["model"]["pretraining"]["id"] != results[0, 1]["model"]["pretraining"]["id"]
+    assert (
+        caplog.text.count("pretraining: done earlier") == 2 and caplog.text.count("pretraining a transformer in") == 3
+    )
+    assert (
+        len(list((output / "pretrained").glob("pretrained-*/pretrain.json"))) == 3
+    )  # the model for use has all notes
+    assert AutoModelForSequenceClassification.from_pretrained(output / "model").config.hidden_size == 256
+    assert not any(text in caplog.text for text in texts)
+
+
+def test_pretraining_once_on_unlabeled_text_or_knowingly_on_all(notes_file, tmp_path, capsys):
+    further = tmp_path / "further.txt"
+    further.write_text("\n".join(invent_notes(40, seed=5)["text"].str.replace("Note", "Lettre")), encoding="utf-8")
+    more = ("--pretrain_on", "unlabeled", "--keep_model", "False")
+    assert train.main(pretrained(notes_file, tmp_path / "none", *more)) == 1
+    assert "--pretrain_on unlabeled: give the text with --unlabeled" in capsys.readouterr().err
+    assert train.main(pretrained(notes_file, tmp_path / "once", *more, "--unlabeled", str(further))) == 0
+    facts = [read(tmp_path / "once" / f"fold-{fold}")["model"]["pretraining"] for fold in (0, 1)]
+    assert facts[0] == facts[1] and (facts[0]["documents"], facts[0]["training_notes"]) == (40, 0)
+
+    more = ("--transductive", "True", "--keep_model", "False", "--folds", "1")
+    assert train.main(pretrained(notes_file, tmp_path / "all", *more)) == 0
+    model = read(tmp_path / "all" / "fold-0")["model"]
+    assert (
+        model["transductive"] and model["pretraining"]["documents"] == 90 and model["pretraining"]["removed"] is None
+    )
 
 
 def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path, capsys):
