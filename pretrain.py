@@ -272,7 +272,8 @@ def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transduct
             f"{len(corpus)} different documents to pretrain on; at least {MIN_DOCUMENTS} are needed (left out: "
             f"{removed}): give more --unlabeled text."
         )
-    return PretrainingText(corpus, len(training), removed if len(held_out) else None, transductive)
+    checked = len(held_out) > 0 and not transductive
+    return PretrainingText(corpus, len(training), removed if checked else None, transductive)
 
 
 def read_text(arguments: PretrainArguments) -> PretrainingText:

@@ -61,7 +61,8 @@ def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
     # fmt: off
     arguments = [
         "--dataset", notes_file, "--output", tmp_path / "runs", "--report", tmp_path / "report", "--folds", 2,
-        "--models", f"tfidf,transformer,transformer-pretrained,{encoder_folder},no-such/encoder", "--heads", "grn", "--tuning", "frozen",
+        "--models", f"tfidf,transformer,transformer-pretrained,{encoder_folder},no-such/encoder",
+        "--heads", "grn", "--tuning", "frozen",
         "--jobs", 2, "--group_column", "patient", "--max_length", 48, "--vocab_size", 400, "--num_train_epochs", 1,
         "--pretraining_tokens", 20_000, "--unlabeled", notes_file,
     ]

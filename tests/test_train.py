@@ -132,7 +132,9 @@ def test_pretraining_once_on_unlabeled_text_or_knowingly_on_all(notes_file, tmp_
     assert "--pretrain_on unlabeled: give the text with --unlabeled" in capsys.readouterr().err
     assert train.main(pretrained(notes_file, tmp_path / "once", *more, "--unlabeled", str(further))) == 0
     facts = [read(tmp_path / "once" / f"fold-{fold}")["model"]["pretraining"] for fold in (0, 1)]
-    assert facts[0] == facts[1] and (facts[0]["documents"], facts[0]["training_notes"]) == (40, 0)
+    assert facts[0] == facts[1] and facts[0]["training_notes"] == 0
+    assert facts[0]["documents"] + facts[0]["removed"]["by_content"] == 40  # the invented letters are much alike
+    assert facts[0]["documents"] > 30
 
     more = ("--transductive", "True", "--keep_model", "False", "--folds", "1")
     assert train.main(pretrained(notes_file, tmp_path / "all", *more)) == 0
