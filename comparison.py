@@ -256,6 +256,11 @@ class Verdict:
     too_few_notes: bool  # the choice may be worse than the best by more than RELEVANT
     notes_needed: int | None  # to find the difference between the two, were it as large as it seems
 
+    @property
+    def shown(self) -> list[int]:
+        """The models that the report looks at closely: the choice, and the best if that is another."""
+        return list(dict.fromkeys([self.choice, self.best]))
+
 
 def choose_model(table: pd.DataFrame, hours: pd.Series, notes: int) -> Verdict:
     """The cheapest to train of the models that are not significantly worse than the best (`p_holm` at LEVEL).

@@ -34,6 +34,7 @@ POSITIVE_PAIRS = [("0", "1"), ("false", "true"), ("no", "yes"), ("non", "oui"), 
 POSITIVE_PAIRS += [("neg", "pos"), ("négatif", "positif"), ("absent", "present"), ("absent", "présent")]
 ROW_ID = "row-{}"
 ROWS_NAMED = 5  # how many rows an error message names before it only counts
+MOST_SUBGROUPS = 50  # values of a column that scores are broken down by
 NAME_LENGTH = 80  # a label or a header of more characters is taken for the text of a note, which no message may show
 
 
@@ -68,6 +69,10 @@ class DataArguments:
     )
     group_column: str | None = field(
         default=None, metadata={"help": "Column with the patient or document: never on both sides of a split."}
+    )
+    subgroup_columns: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Columns, such as ward or year, by whose values the report breaks the scores down."},
     )
     split_column: str = field(
         default="split",
@@ -128,6 +133,7 @@ class Notes:
     labels: np.ndarray
     groups: np.ndarray | None
     given_splits: np.ndarray | None  # "train", "validation" or "test" for each note
+    subgroups: dict[str, np.ndarray] = field(default_factory=dict)  # column -> a value for each note
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -148,7 +154,10 @@ class Notes:
         """These notes alone, in this order."""
         texts = [self.texts[row] for row in rows]
         groups, given = (None if column is None else column[rows] for column in (self.groups, self.given_splits))
-        return Notes(self.name, self.task, self.class_names, self.ids[rows], texts, self.labels[rows], groups, given)
+        subgroups = {name: column[rows] for name, column in self.subgroups.items()}
+        return Notes(
+            self.name, self.task, self.class_names, self.ids[rows], texts, self.labels[rows], groups, given, subgroups
+        )
 
     def count_labels(self, indices: np.ndarray) -> dict[str, int]:
         """Notes per class among `indices`; a multi-label note counts once for each of its labels."""
@@ -403,6 +412,19 @@ def _group_column(arguments: DataArguments) -> str | None:
     return arguments.group_column or ("patient_id" if is_synthetic else None)
 
 
+def _subgroup(frame: pd.DataFrame, column: str) -> np.ndarray:
+    """Values to break scores down by, "-" where there is none; reports show them, so a column of text is refused."""
+    _require_column(frame, column, "subgroup_columns")
+    values = np.array(["-" if _is_missing(value) else _name_label(value, None) for value in frame[column]])
+    distinct = len(set(values))
+    if distinct > MOST_SUBGROUPS or max(map(len, values)) > NAME_LENGTH:
+        raise DataError(
+            f"--subgroup_columns {column}: {distinct} different values; at most {MOST_SUBGROUPS} short ones make "
+            "sense in a table. Is that a column of text or of ids?"
+        )
+    return values
+
+
 def _given_splits(frame: pd.DataFrame, arguments: DataArguments) -> np.ndarray | None:
     if arguments.split_column not in frame.columns:
         return None
@@ -436,7 +458,8 @@ def load_notes(arguments: DataArguments) -> Notes:
     group_column = _group_column(arguments)
     groups = None if group_column is None else _complete_column(frame, group_column, "group_column")
     given_splits = _given_splits(frame, arguments)
-    notes = Notes(arguments.dataset, task, class_names, ids, texts, labels, groups, given_splits)
+    subgroups = {name: _subgroup(frame, name) for name in arguments.subgroup_columns}
+    notes = Notes(arguments.dataset, task, class_names, ids, texts, labels, groups, given_splits, subgroups)
     logger.info(
         "%s: %d notes%s, %s, %s",
         notes.name,

@@ -39,6 +39,7 @@ else:
 
     import numpy as np
     import pandas as pd
+    from sklearn.metrics import f1_score
 
     import calibration
     import comparison
@@ -324,7 +325,7 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
             of_cell = collect_answers(predictions, len(folds.class_names.iloc[0]))
             if answers and not same_notes(of_cell, answers[0]):
                 raise ValueError("predictions on other notes")
-            trust.append(measure_trust(predictions, folds, cell.task))
+            trust.append(measure_trust(predictions, folds, cell.task, metric.removeprefix("f1_")))
             answers.append(of_cell)
             kept.append(number)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -343,10 +344,9 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
 
 def read_predictions(results: pd.DataFrame) -> list[pd.DataFrame]:
     """The predictions of each seed on all folds, in the order of the note ids."""
-    columns = ["id", "group", "label", "predicted", "probabilities"]
     return [
         pd.concat(
-            pd.read_parquet(path.with_name("predictions.parquet"), columns=columns).assign(fold=fold)
+            pd.read_parquet(path.with_name("predictions.parquet")).assign(fold=fold)
             for path, fold in zip(folds.path, folds.fold, strict=True)
         ).sort_values(["id", "fold"])
         for _, folds in results.groupby("seed")
@@ -367,8 +367,8 @@ def same_notes(first: comparison.Answers, second: comparison.Answers) -> bool:
     )
 
 
-def measure_trust(predictions: list[pd.DataFrame], results: pd.DataFrame, task: str) -> report.Trust:
-    """How far probabilities can be believed, as they are and at each fold's temperature; and the operating points."""
+def measure_trust(predictions: list[pd.DataFrame], results: pd.DataFrame, task: str, average: str) -> report.Trust:
+    """How far probabilities can be believed, as they are and at each fold's temperature; points and subgroups."""
     told, tempered = [], []
     temperature = results.set_index(["seed", "fold"]).temperature
     for seed, of_seed in zip(sorted(results.seed.unique()), predictions, strict=True):
@@ -378,7 +378,25 @@ def measure_trust(predictions: list[pd.DataFrame], results: pd.DataFrame, task: 
             told.append(calibration.claims(probabilities, labels, task))
             tempered.append(calibration.claims(scaled, labels, task))
     points = pd.DataFrame([point for fold in results.operating_points for point in fold])
-    return report.Trust(*(tuple(map(np.concatenate, zip(*each, strict=True))) for each in (told, tempered)), points)
+    told, tempered = (tuple(map(np.concatenate, zip(*each, strict=True))) for each in (told, tempered))
+    return report.Trust(told, tempered, points, score_subgroups(predictions, task, average))
+
+
+def score_subgroups(predictions: list[pd.DataFrame], task: str, average: str) -> pd.DataFrame:
+    """One row for each value of each subgroup column: test notes, accuracy, F1, of all folds, the mean over seeds."""
+    rows = []
+    average = "binary" if average == "positive" else average
+    for column in [name for name in predictions[0].columns if name.startswith("subgroup:")]:
+        for value in sorted(predictions[0][column].unique()):
+            scores = []
+            for of_seed in predictions:
+                part = of_seed[of_seed[column] == value]
+                labels, predicted = (np.stack(part[name].to_numpy()) for name in ("label", "predicted"))
+                # of the classes that the notes have or were given: a ward without a class has no F1 of it
+                f1 = f1_score(labels, predicted, average=average, zero_division=0)
+                scores.append([np.mean(labels == predicted if labels.ndim == 1 else (labels == predicted).all(1)), f1])
+            rows.append([column.removeprefix("subgroup:"), value, len(part), *np.mean(scores, axis=0)])
+    return pd.DataFrame(rows, columns=["column", "value", "notes", "accuracy", "f1"])
 
 
 def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFrame:

@@ -5,11 +5,14 @@
 
 import itertools
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+
+from calibration import reliability
 
 OTHER = "other backbones"
 # The paper's order and, for the figure, one colour a model (Okabe and Ito's palette, made for colour-blind readers).
@@ -121,6 +124,29 @@ def draw_curves(curves: dict[str, pd.DataFrame], average: str) -> Figure:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
+    return figure
+
+
+def draw_reliability(claims: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
+    """The share of claims that are so against the probability they were made with, a panel for each model.
+
+    `claims` has, for each model, a line's name -> what was claimed with which probability, and whether it is so
+    (calibration.py). The area of a point grows with the number of claims in its bin.
+    """
+    figure = Figure(figsize=(5.5 * len(claims), 5), layout="constrained")
+    for axes, (model, lines) in zip(figure.subplots(1, len(claims), squeeze=False).flat, claims.items(), strict=True):
+        axes.plot([0, 1], [0, 1], color="#888888", linewidth=0.8, linestyle=":")
+        for (name, told), colour, marker in zip(lines.items(), ("#D55E00", "#0072B2"), "os", strict=True):
+            mean, share, count = reliability(*told)
+            filled = count > 0
+            axes.plot(mean[filled], share[filled], color=colour, linewidth=1, label=name)
+            area = 10 + 150 * count[filled] / count.max()
+            axes.scatter(mean[filled], share[filled], area, color=colour, marker=marker, alpha=0.6, linewidths=0)
+        axes.set(title=model, xlabel="claimed probability", ylabel="share that is so", xlim=(0, 1), ylim=(0, 1))
+        axes.set_aspect("equal")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
     return figure
 
 

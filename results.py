@@ -3,7 +3,7 @@
 A run is one model on all its folds; it lives in one folder, with one folder a fold:
 
     runs/drbert-grn-frozen/fold-0/result.json           written last: a file that exists is a fold that finished
-    runs/drbert-grn-frozen/fold-0/predictions.parquet   note id, group, label, predicted, probabilities; no text
+    runs/drbert-grn-frozen/fold-0/predictions.parquet   id, group, label, predicted, probabilities, subgroups; no text
     runs/drbert-grn-frozen/model/                       the model kept for use
     runs/drbert-grn-frozen/failed.json                  why the run did not finish, if it did not
 """

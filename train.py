@@ -219,6 +219,7 @@ def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) ->
             "label": notes.labels[split.test].tolist(),
             "predicted": decide(test_probabilities, notes.task, thresholds).tolist(),
             "probabilities": test_probabilities.tolist(),
+            **{f"subgroup:{name}": values[split.test] for name, values in notes.subgroups.items()},
         }
     )
     return trained, predictions, result

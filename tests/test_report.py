@@ -10,7 +10,7 @@ import sys
 import pandas as pd
 import pytest
 from report_helpers import command, write_run
-from result_factory import write_failure
+from result_factory import write_failure, write_result
 
 import report
 
@@ -70,6 +70,53 @@ def test_feature_hours_only_where_there_are_any(runs, make_report):
     write_run(runs, "tfidf")
     (row,) = markdown_rows((make_report() / "results.md").read_text(), "## synthetic")
     assert "Training hours (all folds)" in row and "Feature hours (shared)" not in row
+
+
+def test_pretraining_in_house_is_named_marked_and_paid_for(runs, make_report):
+    """Both folds of the first share one pretraining of an hour; the second made one a fold, on test text too."""
+    for fold in (0, 1):
+        shared = {"run__model": "transformer-pretrained", "run__head": None, "run__tuning": None, "run__num_folds": 2}
+        shared |= {"model__pretraining": {"id": "pretrained-a"}, "cost__pretraining_hours": 1.0}
+        write_result(runs, "once", fold, **shared)
+        write_result(runs, "once-n20", fold, run__train_size=20, **shared)
+        own = {"run__model": "moe-transformer-pretrained", "model__pretraining": {"id": f"pretrained-b{fold}"}}
+        write_result(runs, "own", fold, **(shared | own), model__transductive=True)
+    text = (make_report() / "results.md").read_text()
+    once, own = markdown_rows(text, "## synthetic")
+    assert once["Model"] == "transformer (pretrained in-house)"
+    assert own["Model"] == "moe-transformer (pretrained in-house) (transductive: knows test text)"
+    assert (once["Pretraining hours (shared)"], own["Pretraining hours (shared)"]) == ("1", "2")
+    once, own = markdown_rows(text, "### What it costs")
+    assert (once["Hours, alone"], once["Hours, shared"]) == ("1.5", "1")  # half an hour of training, one of two sizes
+    assert (own["Hours, alone"], own["Hours, shared"]) == ("2.5", "2.5")
+
+
+def test_subgroups_of_few_notes_are_marked(runs, make_report):
+    for model, score in (("tfidf", 0.7), ("drbert", 0.9)):
+        write_run(runs, model, scores=(score, score))
+    for path in runs.rglob("predictions.parquet"):
+        predictions = pd.concat([pd.read_parquet(path)] * 3, ignore_index=True)
+        predictions["id"] += "-" + (predictions.index // 20).astype(str)
+        predictions["subgroup:ward"] = ["north"] * 40 + ["south"] * 20
+        predictions.loc[predictions["subgroup:ward"] == "south", "predicted"] = 1
+        predictions.to_parquet(path)
+    folder = make_report()
+    north, south = markdown_rows((folder / "results.md").read_text(), "| Subgroup")
+    assert (north["Subgroup"], north["Test notes"]) == ("ward north", "80")
+    # all are called positive and half of them are: accuracy 1/2, F1 2/3 of the one class and 0 of the other
+    assert list(south.values()) == ["ward south", "40 (few: unreliable)", "0.500", "0.333"]
+    assert "few: unreliable" in (folder / "index.html").read_text()
+
+
+def test_reliability_is_drawn_of_the_models_of_the_verdict(runs, make_report):
+    write_run(runs, "tfidf", scores=(0.7, 0.8))
+    write_run(runs, "drbert", "grn", "frozen", scores=(0.8, 0.9))
+    folder = make_report()
+    svg = (folder / "reliability_1.svg").read_text()
+    assert ">claimed probability</text>" in svg and ">at temperature</text>" in svg
+    assert (
+        "![Claimed probability against the share that is so](reliability_1.svg)" in (folder / "results.md").read_text()
+    )
 
 
 def test_markdown_says_what_was_run(runs, make_report):
@@ -211,8 +258,8 @@ def test_costs_count_the_pass_once_and_share_it(runs, make_report):
     write_run(runs, "tfidf", **(cost | {"cost__feature_hours": 0.0}))
     text = (make_report("--price_per_hour", "2") / "results.md").read_text()
     tfidf, linear, grn = markdown_rows(text, "### What it costs")
-    assert (grn["Hours, alone"], grn["Hours, pass shared"], grn["Price, 2 an hour"]) == ("2.5", "2.25", "5.00")
-    assert (tfidf["Hours, alone"], tfidf["Hours, pass shared"], tfidf["Notes a second"]) == ("2", "2", "10")
+    assert (grn["Hours, alone"], grn["Hours, shared"], grn["Price, 2 an hour"]) == ("2.5", "2.25", "5.00")
+    assert (tfidf["Hours, alone"], tfidf["Hours, shared"], tfidf["Notes a second"]) == ("2", "2", "10")
     assert grn["Notes a second"] == "0.055"  # 0.1 s a note, and 18 s of the pass
     assert (linear["Peak memory, GB"], linear["All parameters"]) == ("0.9", "112,000,000")
     assert "Price" not in (make_report() / "results.md").read_text()

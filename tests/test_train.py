@@ -89,6 +89,24 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
     assert not list(output.rglob("*.bin")) + list(output.rglob("*.pt")) + list(output.rglob("*.pkl"))
 
 
+def test_subgroups_reach_predictions_and_report(notes_file, tmp_path):
+    notes = pd.read_csv(notes_file).assign(ward=["north", "south", None] * 30, year=[2023, 2024] * 45)
+    notes.to_csv(notes_file, index=False)
+    output = tmp_path / "tfidf"
+    options = ["--dataset", str(notes_file), "--folds", "2", "--keep_model", "False", "--subgroup_columns"]
+    assert train.main(["--model", "tfidf", "--output_dir", str(output), *options, "ward", "year"]) == 0
+    folds = pd.concat(pd.read_parquet(path) for path in output.rglob("predictions.parquet")).set_index("id")
+    known = notes.set_index("id").loc[folds.index]
+    assert (folds["subgroup:ward"] == known["ward"].fillna("-")).all()
+    assert (folds["subgroup:year"] == known["year"].astype(str)).all()
+
+
+def test_a_column_of_text_is_no_subgroup(notes_file, tmp_path, capsys):
+    options = ["--dataset", str(notes_file), "--output_dir", str(tmp_path / "tfidf"), "--subgroup_columns", "text"]
+    assert train.main(["--model", "tfidf", *options]) == 1
+    assert "--subgroup_columns text: 90 different values; at most 50 short ones" in capsys.readouterr().err
+
+
 def pretrained(notes_file, output, *more):
     few = ["--group_column", "patient", "--pretraining_tokens", "20000"]
     return ["--model", "transformer-pretrained", *arguments(notes_file, output, *few, *more)[2:]]
