@@ -28,6 +28,7 @@ logger = logging.getLogger("train")
 PRETRAINED_HERE = {f"{name}-pretrained": name for name in SCRATCH_MODELS}  # name -> architecture
 OUR_MODELS = (EncoderWithHeadForSequenceClassification, ScratchForSequenceClassification)
 TUNINGS = ("frozen", "lora", "full")
+NGRAM_BUCKETS = 2**17  # (ours)
 
 
 @dataclass
@@ -68,6 +69,17 @@ class ModelArguments:
             "help": "Further text for models pretrained in-house: files of one document a line (.txt), tables as for "
             "--dataset, or folders of either. What belongs to a validation or test note is left out."
         },
+    )
+    ngram_branch: bool = field(
+        default=False,
+        metadata={
+            "help": "Small Transformers: average with logistic regression on hashed n-grams, within one model. On for "
+            "those pretrained in-house unless --ngram_branch False."
+        },
+    )
+    word_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Small Transformers: how many tokens training hides behind the mask, as pretraining does."},
     )
     pretrain_on: str = field(
         default="training-notes",
@@ -167,7 +179,14 @@ def build_model(
     described = {"kind": "scratch", "backbone": None, "revision": None, "stand_in_for": None, "transductive": False}
     if pretrained is not None:
         tokenizer = AutoTokenizer.from_pretrained(pretrained)
-        config = ScratchConfig.from_pretrained(pretrained, dropout=model_args.dropout, **labels)
+        config = ScratchConfig.from_pretrained(
+            pretrained,
+            dropout=model_args.dropout,
+            word_dropout=model_args.word_dropout,
+            mask_token_id=tokenizer.mask_token_id,
+            ngram_buckets=NGRAM_BUCKETS * model_args.ngram_branch,
+            **labels,
+        )
         model = ScratchForSequenceClassification.from_pretrained(pretrained, config=config)
         described |= {"kind": "in-house", "transductive": getattr(config, "transductive", False)}
     elif model_args.model in SCRATCH_MODELS:
@@ -186,6 +205,9 @@ def build_model(
                 vocab_size=len(tokenizer),
                 dropout=model_args.dropout,
                 num_experts=SCRATCH_MODELS[model_args.model],
+                word_dropout=model_args.word_dropout,
+                mask_token_id=tokenizer.mask_token_id,
+                ngram_buckets=NGRAM_BUCKETS * model_args.ngram_branch,
                 pad_token_id=tokenizer.pad_token_id,
                 **labels,
             )

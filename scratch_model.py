@@ -46,6 +46,9 @@ class ScratchConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
+    word_dropout: float = 0.0  # probability that training sees the mask in the place of a token
+    mask_token_id: int | None = None
+    ngram_buckets: int = 0  # a power of two; 0: no n-gram branch
     num_experts: int = 0
     expert_capacity_factor: float = 1.25  # Switch Transformer, section 2.2
     router_aux_loss_coef: float = 0.01  # alpha of the Switch Transformer, equation 4
@@ -289,6 +292,47 @@ class ScratchLayer(nn.Module):
         return hidden_states + self.dropout(update), auxiliary_loss
 
 
+class NgramBranch(nn.Module):
+    """Logistic regression on hashed n-grams of tokens: what words and phrases say by themselves.
+
+    Every run of up to ORDER tokens falls into one of `buckets` numbers (hashing trick, Weinberger et al. 2009), so
+    that no list of them is kept: nothing in the model spells one out. A note is the vector of log(1 + count) x inverse
+    document frequency, of length 1. Fitted beforehand (ngrams.py) and not trained with the encoder (ours).
+
+    Parameters: (classes + 1) buckets + classes.
+    """
+
+    ORDER = 3
+
+    def __init__(self, config: ScratchConfig):
+        super().__init__()
+        self.buckets = config.ngram_buckets
+        self.idf = nn.Parameter(torch.empty(self.buckets), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(config.num_labels, self.buckets), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(config.num_labels), requires_grad=False)
+
+    def count(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`input_ids`, `attention_mask` (B, T) -> how often each bucket occurs, (B, buckets)."""
+        counts = torch.zeros(len(input_ids), self.buckets, device=input_ids.device)
+        hashed, real = torch.zeros_like(input_ids), torch.ones_like(attention_mask)
+        tokens = input_ids.shape[1]
+        for order in range(min(self.ORDER, tokens)):
+            places = tokens - order
+            # a polynomial of the token ids modulo 2^64, its bits then mixed; an n-gram counts if all of it is real
+            hashed = hashed[:, :places] * 0x1E3779B97F4A7C15 + input_ids[:, order:] + 1
+            real = real[:, :places] * attention_mask[:, order:]
+            mixed = (hashed ^ (hashed >> 32)) * 0x56E8FEB86659FD93
+            bucket = (mixed ^ (mixed >> 32)) & (self.buckets - 1)
+            counts.scatter_add_(1, bucket, real.to(counts.dtype))
+        return counts
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """`input_ids`, `attention_mask` (B, T) -> logits (B, classes)."""
+        with torch.autocast(input_ids.device.type, enabled=False):
+            features = self.count(input_ids, attention_mask).log1p() * self.idf
+            return F.linear(F.normalize(features, dim=1), self.weight, self.bias)
+
+
 class ScratchPreTrainedModel(PreTrainedModel):
     """What the encoder and the models around it share: the configuration, and how weights begin."""
 
@@ -311,6 +355,9 @@ class ScratchPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, NgramBranch):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
         elif isinstance(module, RelativePositions):
             module.reset_parameters()
         elif isinstance(module, SwitchFeedForward):
@@ -412,13 +459,19 @@ class ScratchForMaskedLM(ScratchPreTrainedModel):
 
 
 class ScratchForSequenceClassification(ScratchPreTrainedModel):
-    """The encoder, mean over real tokens, linear classifier."""
+    """The encoder, mean over real tokens, linear classifier.
+
+    With an n-gram branch its probabilities and the encoder's are averaged in evaluation; training sees the encoder's
+    alone (ours): each errs where the other does not, and one trained on what the other leaves would not be as good.
+    """
 
     def __init__(self, config: ScratchConfig):
         super().__init__(config)
         self.encoder = ScratchModel(config)
         self.dropout = FastDropout(config.dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        if config.ngram_buckets:
+            self.ngrams = NgramBranch(config)
         self.post_init()
 
     def forward(
@@ -442,12 +495,20 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
             logits (notes, num_labels); the unweighted loss when labels are given; while training with experts also
             `auxiliary_loss`, the weighted load-balancing loss, which is not part of `loss`.
         """
-        encoded = self.encoder(input_ids, attention_mask)
+        seen = input_ids
+        if self.training and self.config.word_dropout:
+            dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
+            seen = input_ids.masked_fill(dropped, self.config.mask_token_id)
+        encoded = self.encoder(seen, attention_mask)
         hidden_states = encoded.last_hidden_state  # (rows, tokens, H)
-        weights = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).to(hidden_states.dtype)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        weights = attention_mask.to(hidden_states.dtype)
         weights = weights / weights.sum(dim=1, keepdim=True)
         pooled = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)  # (rows, H)
         logits = self.classifier(self.dropout(pooled)).float()
+        if self.config.ngram_buckets and not self.training:
+            logits = self.average(logits, self.ngrams(input_ids, attention_mask))
         if window_note is not None:
             notes = int(window_note.max()) + 1
             total = logits.new_zeros(notes, logits.shape[1]).index_add_(0, window_note, logits)
@@ -459,6 +520,12 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
         if "auxiliary_loss" in encoded:
             output["auxiliary_loss"] = encoded["auxiliary_loss"]
         return output
+
+    def average(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Logits of the mean of the two probabilities; each (rows, num_labels)."""
+        if self.config.problem_type == "multi_label_classification":
+            return torch.logit((first.sigmoid() + second.sigmoid()) / 2, eps=1e-7)
+        return ((first.softmax(dim=-1) + second.softmax(dim=-1)) / 2).clamp(min=1e-12).log()
 
 
 # Within this repository the Auto classes know the model; elsewhere they get it from the copy of this file that

@@ -114,6 +114,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         **COMMON_RECIPE,
         **RECIPES[chosen.kind],
         use_cpu=use_cpu,  # unsaid, TrainingArguments take bf16 for a GPU's
+        ngram_branch=chosen.kind == "in-house",
         bf16=chosen.kind != "baseline" and not first_look.fp16 and bfloat16_is_fast(use_cpu),
         output_dir=f"runs/{chosen.run_id}" + (f"-n{first_look.train_size}" if first_look.train_size else ""),
     )
@@ -133,6 +134,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         raise ArgumentError("--push_to_hub: the vocabulary of tfidf spells out words of the notes; it is not pushed.")
     if chosen.kind == "in-house":
         check_pretraining(model_args)
+    if model_args.ngram_branch and chosen.kind not in ("scratch", "in-house"):
+        raise ArgumentError(f"--ngram_branch: {chosen.run_id} is no small Transformer.")
     if model_args.features_only and chosen.kind != "frozen":
         raise ArgumentError(f"--features_only: {chosen.run_id} has no frozen encoder.")
     if data_args.train_size is not None and model_args.keep_model:

@@ -38,6 +38,7 @@ from features import FeatureCollator, FrozenFeatures, load_or_compute
 from memory import plan_memory
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
 from models import PRETRAINED_HERE, ModelArguments, build_model, put_encoder_back, suit_cpu
+from ngrams import fit_ngrams
 from pretrain import (
     BLOCK_LENGTH,
     REPORT_FILE,
@@ -275,6 +276,10 @@ def train_network(
         done = "cut into windows" if data_args.long_notes == "windows" else "truncated"
         logger.info("  notes over %d tokens, %s: %s", data_args.max_length, done, too_long)
 
+    started = time.perf_counter()
+    if model_args.ngram_branch:
+        fit_ngrams(model.ngrams, encoded["train"][0]["input_ids"], notes.labels[split.train])
+    fitting_seconds = time.perf_counter() - started
     metric = NoteClassificationMetric(notes.task, notes.class_names)
 
     def score(prediction: EvalPrediction) -> dict[str, float]:
@@ -332,7 +337,7 @@ def train_network(
     return Trained(
         model=described | {"pretraining": pretraining and describe_pretraining(pretrained, pretraining)},
         cost={
-            "training_hours": trainer.training_seconds / 3600,
+            "training_hours": (fitting_seconds + trainer.training_seconds) / 3600,
             "feature_hours": run.features.hours if frozen else 0.0,
             "pretraining_hours": pretraining["cost"]["training_hours"] if pretraining else 0.0,
             "epochs": round(trainer.state.epoch, 2),

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from scratch_model import ScratchConfig, ScratchForSequenceClassification, SwitchFeedForward
+from scratch_model import ScratchConfig, ScratchForSequenceClassification, SwitchFeedForward, attend
 
 SMALL = dict(
     vocab_size=60,
@@ -178,3 +178,40 @@ def test_windows_of_a_note_are_averaged():
 def test_head_count_must_divide_the_width():
     with pytest.raises(ValueError, match="hidden_size 16 must be a multiple of num_attention_heads 3"):
         build(num_attention_heads=3)
+
+
+def test_relative_positions_penalise_distance_each_side_by_its_own_slope():
+    positions = build(hidden_size=16, num_attention_heads=4, relative_reach=3).encoder.positions
+    bias = positions(6)
+    assert bias.shape == (4, 6, 6)
+    # the first head: 8 a token to the left of the query, 1/4 to the right; beyond the reach as at it
+    assert bias[0, 2].tolist() == [-16, -8, 0, -0.25, -0.5, -0.75]
+    assert bias[0, 0].tolist() == [0, -0.25, -0.5, -0.75, -0.75, -0.75]
+    torch.testing.assert_close(bias[1, 2], torch.tensor([-0.5, -0.25, 0, -8, -16, -24]))
+    bias.sum().backward()
+    assert positions.bias.grad[0].tolist() == [3.0 + 2 + 1, 4, 5, 6, 5, 4, 6]  # so many pairs at each distance
+
+
+def test_word_order_matters():
+    model = build().eval()
+    ids = batch(rows=1)["input_ids"]
+    assert (model(ids).logits - model(ids.flip(1)).logits).abs().max() > 1e-6
+
+
+def test_attention_is_the_same_written_out_and_by_the_library():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 6, 8)
+    bias, visible = torch.randn(4, 6, 6), torch.ones(2, 1, 1, 6, dtype=torch.bool)
+    visible[1, ..., 4:] = False
+    exact = attend(query, key, value, visible, bias=bias)
+    rounded = attend(*(tensor.bfloat16() for tensor in (query, key, value)), visible, bias=bias)
+    torch.testing.assert_close(rounded.float(), exact, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(attend(query, key, value, None, bias=bias)[0], exact[0])
+
+
+def test_word_dropout_hides_tokens_in_training_alone():
+    model = build(word_dropout=1.0, mask_token_id=4, dropout=0.0)
+    ids = batch()["input_ids"]
+    masked = model.eval()(torch.full_like(ids, 4)).logits
+    torch.testing.assert_close(model.train()(ids).logits, masked)
+    assert not torch.allclose(model.eval()(ids).logits, masked)

@@ -1,0 +1,96 @@
+"""The n-gram branch: counts by hand, the same as scikit-learn would say, nothing of padding, round trips."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import normalize
+from transformers import AutoModelForSequenceClassification
+
+from ngrams import C, fit_ngrams
+from scratch_model import NgramBranch, ScratchConfig, ScratchForSequenceClassification
+
+SMALL = dict(vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=32, ngram_buckets=2**12)
+
+
+def invent(count=40, classes=2):
+    """Notes of 12 tokens; the class is told by a pair of tokens that stand together."""
+    draw = np.random.default_rng(0)
+    notes, labels = [], np.arange(count) % classes
+    for label in labels:
+        ids = draw.integers(10, 60, 12)
+        ids[4:6] = [5 + label, 6 + label]
+        notes.append([ids.tolist()])
+    return notes, labels
+
+
+def branch(classes=2):
+    made = NgramBranch(ScratchConfig(**SMALL, num_labels=classes))
+    for parameter in made.parameters():
+        torch.nn.init.zeros_(parameter)
+    return made
+
+
+def test_each_run_of_up_to_three_tokens_is_counted_once():
+    counts = branch().count(torch.tensor([[7, 8, 7, 8, 7]]), torch.ones(1, 5, dtype=torch.long))
+    # 7 three times, 8 twice; 78 and 87 twice; 787 twice, 878 once
+    assert sorted(counts[counts > 0].tolist()) == [1, 2, 2, 2, 2, 3] and counts.shape == (1, 2**12)
+    other_order = branch().count(torch.tensor([[8, 7, 7, 8, 7]]), torch.ones(1, 5, dtype=torch.long))
+    assert not torch.equal(counts, other_order)
+
+
+def test_padding_and_short_notes_add_nothing():
+    ids, mask = torch.tensor([[7, 8, 9, 0, 0], [7, 0, 0, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    padded = branch().count(ids, mask)
+    assert torch.equal(padded[0], branch().count(ids[:1, :3], mask[:1, :3])[0])
+    assert padded.sum(1).tolist() == [3 + 2 + 1, 1]
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_as_scikit_learn_on_the_same_counts(classes):
+    notes, labels = invent(classes=classes)
+    fitted = branch(classes)
+    fit_ngrams(fitted, notes, labels)
+    ids = torch.tensor([windows[0] for windows in notes])
+    mask = torch.ones_like(ids)
+    counts = fitted.count(ids, mask).numpy()
+    frequency = (counts > 0).sum(0)
+    idf = np.where(frequency >= 2, np.log(41 / (1 + frequency)) + 1, 0)
+    features = normalize(np.log1p(counts) * idf)
+    expected = LogisticRegression(C=C, class_weight="balanced", max_iter=200).fit(features, labels)
+    probabilities = fitted(ids, mask).softmax(1).detach().numpy()
+    np.testing.assert_allclose(probabilities, expected.predict_proba(features), atol=1e-3)
+    assert (probabilities.argmax(1) == labels).all()
+
+
+def test_multi_label_notes():
+    notes, labels = invent(classes=3)
+    fitted = branch(3)
+    fit_ngrams(fitted, notes, np.eye(3, dtype=int)[labels])
+    ids = torch.tensor([windows[0] for windows in notes])
+    assert ((fitted(ids, torch.ones_like(ids)).sigmoid() > 0.5).numpy() == np.eye(3, dtype=bool)[labels]).all()
+
+
+def test_evaluation_averages_probabilities_and_training_does_not(tmp_path):
+    torch.manual_seed(0)
+    model = ScratchForSequenceClassification(ScratchConfig(**SMALL, num_labels=2, dropout=0.0))
+    notes, labels = invent()
+    fit_ngrams(model.ngrams, notes, labels)
+    ids = torch.tensor([windows[0] for windows in notes])
+    alone = model.train()(ids).logits
+    averaged = model.eval()(ids).logits
+    expected = (alone.softmax(1) + model.ngrams(ids, torch.ones_like(ids)).softmax(1)) / 2
+    torch.testing.assert_close(averaged.softmax(1), expected)
+    assert not any(parameter.requires_grad for parameter in model.ngrams.parameters())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(ids).logits, averaged)
+
+
+def test_several_windows_of_a_note_are_one_note():
+    notes, labels = invent()
+    whole, cut = branch(), branch()
+    fit_ngrams(whole, [[windows[0][:4] + windows[0][4:]] for windows in notes], labels)
+    fit_ngrams(cut, [[windows[0][:4], windows[0][4:]] for windows in notes], labels)
+    assert cut.idf.gt(0).sum() < whole.idf.gt(0).sum()  # but for the n-grams across the cut
+    assert cut.weight.abs().sum() > 0
