@@ -41,6 +41,12 @@ def crossing(curve: pd.DataFrame, reference: pd.DataFrame, score: str) -> float 
     return float(np.exp(notes[last] + share * (notes[last + 1] - notes[last])))
 
 
+def gain_of_doubling(curve: pd.DataFrame, score: str) -> float:
+    """What twice the training notes brought at the end of the curve: its slope over the last two sizes."""
+    (before, last), notes = curve[f"{score}_mean"].iloc[-2:], curve.train_notes.iloc[-2:]
+    return float((last - before) / np.log2(notes.iloc[1] / notes.iloc[0]))
+
+
 def describe_crossings(cells: pd.DataFrame, average: str) -> list[str]:
     """A sentence for each curve against the baseline's, or against the cheapest model's where that has none."""
     found = curves(cells)

@@ -19,7 +19,7 @@ from tabulate import tabulate
 from calibration import brier_score, expected_calibration_error
 from comparison import LEVEL, PERMUTATIONS, POWER, RELEVANT, RESAMPLES, Answers, Verdict, hard_notes
 from figures import cell_name, draw_curves, draw_figure, draw_reliability, shown_model
-from learning import curves, describe_crossings
+from learning import curves, describe_crossings, gain_of_doubling
 
 STAND_INS = (
     "Stand-ins are mini encoders of the same architecture pretrained for about a minute for the demo; "
@@ -540,6 +540,14 @@ def verdict_text(cells: pd.DataFrame, compared: Compared, average: str) -> str:
     if verdict.dearest not in (verdict.choice, verdict.best):
         took = times(hours[verdict.dearest], hours[verdict.choice])
         sentences.append(f"The most expensive, {name(verdict.dearest)}, took {took}.")
+    found = curves(cells).get(name(verdict.choice))
+    if found is not None:
+        gain = gain_of_doubling(found, f"f1_{average}")
+        fewer, most = found.train_notes.iloc[-2:]
+        sentences.append(
+            f"Twice the training notes brought it {gain:+.3f} at the end of its learning curve ({fewer:,.0f} to "
+            f"{most:,.0f}): expect no more than that from twice as many again."
+        )
     if verdict.too_few_notes:
         sentences.append(f"The notes are too few to be sure: it may be worse than the best by {-chosen.gap_low:.3f}.")
     if verdict.notes_needed:

@@ -62,9 +62,11 @@ RECIPES = {
     "lora": dict(learning_rate=5e-4, num_train_epochs=10, per_device_train_batch_size=16, warmup_steps=0.1),
     "full": dict(learning_rate=3e-5, num_train_epochs=10, per_device_train_batch_size=8, warmup_steps=0.1),
     "scratch": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=32, warmup_steps=0.1),
-    "in-house": dict(learning_rate=3e-4, num_train_epochs=10, per_device_train_batch_size=16, warmup_steps=0.1),
+    "in-house": dict(learning_rate=3e-4, num_train_epochs=6, per_device_train_batch_size=16, warmup_steps=0.1),
     "baseline": dict(),
 }
+# Likewise of ModelArguments, for models pretrained in-house; docs/few-labels.md has what was measured.
+OF_THE_MODEL = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True)
 COMMON_RECIPE = dict(
     weight_decay=0.01,
     per_device_eval_batch_size=64,
@@ -105,7 +107,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments),
         description=__doc__.splitlines()[0],
-        epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}; by kind of model: {RECIPES}",
+        epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}; by kind of model: {RECIPES}; for "
+        f"models pretrained in-house also: {OF_THE_MODEL}",
     )
     first_look, _ = parser.parse_known_args(argv)  # the recipe depends on --model and --tuning
     chosen = ModelArguments(model=first_look.model, head=first_look.head, tuning=first_look.tuning)
@@ -114,7 +117,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         **COMMON_RECIPE,
         **RECIPES[chosen.kind],
         use_cpu=use_cpu,  # unsaid, TrainingArguments take bf16 for a GPU's
-        ngram_branch=chosen.kind == "in-house",
+        **(OF_THE_MODEL if chosen.kind == "in-house" else {}),
         bf16=chosen.kind != "baseline" and not first_look.fp16 and bfloat16_is_fast(use_cpu),
         output_dir=f"runs/{chosen.run_id}" + (f"-n{first_look.train_size}" if first_look.train_size else ""),
     )

@@ -5,7 +5,7 @@ import pytest
 from report_helpers import aggregated
 from result_factory import write_result
 
-from learning import crossing, curves, describe_crossings
+from learning import crossing, curves, describe_crossings, gain_of_doubling
 
 
 @pytest.fixture
@@ -28,6 +28,11 @@ def test_curves_cross_where_the_differences_do_in_the_logarithm_of_notes():
     assert crossing(curve(n100=0.90, n1000=0.86, n10000=0.89), reference, "f1") is None
     # ahead, behind, ahead for good: only the last crossing counts
     assert crossing(curve(n100=0.90, n1000=0.80, n10000=0.95), reference, "f1") == pytest.approx(1000 * 10**0.5)
+
+
+def test_gain_of_doubling_is_the_slope_at_the_end():
+    assert gain_of_doubling(curve(n10=0.1, n100=0.80, n400=0.86), "f1") == pytest.approx(0.03)
+    assert gain_of_doubling(curve(n100=0.80, n200=0.78), "f1") == pytest.approx(-0.02)
 
 
 def test_only_sizes_that_both_have_are_compared():

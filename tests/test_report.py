@@ -119,6 +119,18 @@ def test_reliability_is_drawn_of_the_models_of_the_verdict(runs, make_report):
     )
 
 
+def test_the_verdict_says_what_more_notes_would_buy(runs, make_report):
+    for model, score in (("tfidf", 0.8), ("drbert", 0.7)):
+        write_run(runs, model, scores=(score, score))  # of 60 training notes
+        for fold in (0, 1):
+            half = {"run__model": model, "run__head": None, "run__tuning": None, "run__num_folds": 2}
+            half |= {"run__train_size": 30, "data__splits__train": {"notes": 30, "groups": 30, "labels": {}}}
+            write_result(runs, f"{model}-n30", fold, score - 0.05, **half)
+    text = (make_report() / "results.md").read_text()
+    assert "Deploy tfidf" in text
+    assert "Twice the training notes brought it +0.050 at the end of its learning curve (30 to 60): expect no" in text
+
+
 def test_markdown_says_what_was_run(runs, make_report):
     hardware = {"cpu": "a processor", "cores": 2, "gpu": "a card"}
     write_run(runs, "tfidf", environment__git_dirty=True)
