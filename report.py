@@ -541,7 +541,7 @@ def verdict_text(cells: pd.DataFrame, compared: Compared, average: str) -> str:
         took = times(hours[verdict.dearest], hours[verdict.choice])
         sentences.append(f"The most expensive, {name(verdict.dearest)}, took {took}.")
     found = curves(cells).get(name(verdict.choice))
-    if found is not None:
+    if found is not None and found.train_notes.iloc[-1] > found.train_notes.iloc[-2]:
         gain = gain_of_doubling(found, f"f1_{average}")
         fewer, most = found.train_notes.iloc[-2:]
         sentences.append(
