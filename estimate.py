@@ -38,7 +38,7 @@ from models import TUNINGS, prepare_encoder
 from results import SCHEMA_VERSION, write_json
 from splits import Split, draw_splits, take_training_notes
 from train import parse_arguments, tell_unforeseen
-from trainer import Run, train_baseline, train_network
+from trainer import Run, epochs_to_train, train_baseline, train_network
 
 PLAN = ("run_id", "model", "head", "tuning", "train_size")  # the columns of the plan of run_all.sh
 PROBE_STEPS = 8  # of the optimiser in an epoch of the probe
@@ -110,7 +110,7 @@ def probe(run: Run, folder: Path) -> Speed:
     split = Split(np.setdiff1d(np.arange(len(rows)), held_out), held_out, np.array([], dtype=int))
     arguments.output_dir, arguments.num_train_epochs, arguments.max_steps = str(folder), PROBE_EPOCHS[1], -1
     model_args.cache_dir, model_args.early_stopping_patience = str(folder / "features"), 0
-    model_args.pretraining_tokens = PROBE_TOKENS
+    model_args.pretraining_tokens, model_args.min_steps = PROBE_TOKENS, 0
     notes = run.notes.select(rows)
     run = replace(run, model_args=model_args, training_args=arguments, notes=notes, held_out_anywhere=held_out)
     if is_baseline:
@@ -151,7 +151,8 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
         epochs, an_epoch = None, sum(speed.training * len(split.train) for split in splits)
         training = an_epoch * len(run.model_args.seeds)
     else:
-        epochs = arguments.num_train_epochs
+        notes = int(np.mean([len(split.train) for split in splits]))
+        epochs = epochs_to_train(run.model_args, arguments, notes)
         if arguments.max_steps > 0:
             batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
             epochs = arguments.max_steps * batch / np.mean([len(split.train) for split in splits])

@@ -106,6 +106,12 @@ class ModelArguments:
     early_stopping_patience: int = field(
         default=3, metadata={"help": "Epochs without a better validation score before training stops; 0: never."}
     )
+    min_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Train for at least so many steps, by more epochs (and as much more patience) where notes are few."
+        },
+    )
     memory_gb: float | None = field(
         default=None,
         metadata={

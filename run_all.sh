@@ -34,7 +34,7 @@ extra=(--keep_model False)
 if [[ " $* " == *" --demo "* ]]; then
   # Small enough for ten minutes on two cores; stand-ins take the place of the encoders that the Hub would give.
   demo=true dataset=synthetic:1000 folds=2 tunings=frozen output=runs-demo report=report-demo
-  extra+=(--max_length 160 --num_train_epochs 8 --pretraining_tokens 500000)
+  extra+=(--max_length 160 --num_train_epochs 8 --pretraining_tokens 500000 --min_steps 0)
 fi
 while (($#)); do
   if [[ $1 == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi

@@ -66,7 +66,7 @@ RECIPES = {
     "baseline": dict(),
 }
 # Likewise of ModelArguments, for models pretrained in-house; docs/few-labels.md has what was measured.
-OF_THE_MODEL = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True)
+OF_THE_MODEL = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True, min_steps=400)
 COMMON_RECIPE = dict(
     weight_decay=0.01,
     per_device_eval_batch_size=64,

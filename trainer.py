@@ -6,6 +6,7 @@ Knows nothing of folds, of result files or of the Hub.
 import copy
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -197,6 +198,12 @@ class Run:
         return read_corpus(self.model_args.unlabeled, self.data_args.text_column, self.data_args.group_column)
 
 
+def epochs_to_train(model_args: ModelArguments, arguments: TrainingArguments, notes: int) -> float:
+    """`--num_train_epochs`, or as many as `--min_steps` takes with so few training notes."""
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return max(arguments.num_train_epochs, math.ceil(model_args.min_steps / math.ceil(notes / batch)))
+
+
 @dataclass
 class Trained:
     """A trained model as the result file and the next steps need it."""
@@ -298,12 +305,14 @@ def train_network(
     arguments.greater_is_better = not arguments.metric_for_best_model.endswith("loss")
     if model_args.memory_gb and not frozen:
         fit_into_memory(model_args.memory_gb, model, encoded["train"][0], collator, arguments)
+    arguments.num_train_epochs = epochs_to_train(model_args, arguments, len(split.train))
+    longer = arguments.num_train_epochs / training_args.num_train_epochs
     callbacks = [*callbacks]
     if epochs is not None:
         arguments.eval_strategy, arguments.load_best_model_at_end = "no", False
         callbacks.append(StopAfterEpoch(epochs))
     elif model_args.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(model_args.early_stopping_patience))
+        callbacks.append(EarlyStoppingCallback(math.ceil(model_args.early_stopping_patience * longer)))
     class_weights = None
     if model_args.class_weights == "balanced":
         class_weights = torch.tensor(balanced_class_weights(notes, split.train), dtype=torch.float32)

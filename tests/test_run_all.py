@@ -64,7 +64,7 @@ def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
         "--models", f"tfidf,transformer,transformer-pretrained,{encoder_folder},no-such/encoder",
         "--heads", "grn", "--tuning", "frozen",
         "--jobs", 2, "--group_column", "patient", "--max_length", 48, "--vocab_size", 400, "--num_train_epochs", 1,
-        "--pretraining_tokens", 20_000, "--unlabeled", notes_file,
+        "--pretraining_tokens", 20_000, "--min_steps", 0, "--unlabeled", notes_file,
     ]
     # fmt: on
     assert run_all(*arguments, "--dry-run").returncode == 0

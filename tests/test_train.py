@@ -108,7 +108,7 @@ def test_a_column_of_text_is_no_subgroup(notes_file, tmp_path, capsys):
 
 
 def pretrained(notes_file, output, *more):
-    few = ["--group_column", "patient", "--pretraining_tokens", "20000"]
+    few = ["--group_column", "patient", "--pretraining_tokens", "20000", "--min_steps", "0"]
     return ["--model", "transformer-pretrained", *arguments(notes_file, output, *few, *more)[2:]]
 
 

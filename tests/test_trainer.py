@@ -14,7 +14,7 @@ from models import ModelArguments
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
 from splits import draw_splits
 from train import parse_arguments
-from trainer import NoteTrainer, Run, train_network, weighted_loss
+from trainer import NoteTrainer, Run, epochs_to_train, train_network, weighted_loss
 
 
 def test_weighted_loss_by_hand():
@@ -133,6 +133,14 @@ def test_a_memory_budget_changes_the_micro_batch_and_not_the_steps(notes_file, t
     assert "memory: 32 notes at a time, 1 times a step" in caplog.text
     smaller = int(caplog.text.split("memory: ")[2].split(" notes")[0])
     assert smaller < 32 and f"{32 // smaller} times a step" in caplog.text
+
+
+def test_few_notes_are_seen_more_often(tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), num_train_epochs=6, per_device_train_batch_size=16)
+    few = ModelArguments(model="transformer-pretrained", min_steps=400)
+    assert epochs_to_train(few, arguments, 250) == 25  # of 16 steps
+    assert epochs_to_train(few, arguments, 4000) == 6
+    assert epochs_to_train(ModelArguments(model="transformer"), arguments, 250) == 6
 
 
 def test_kinds_of_model():
