@@ -4,10 +4,10 @@ Text needs no label to help a model: one that was pretrained on the text of a te
 text reaches a model or its tokenizer, whatever belongs to a validation or test note is taken out of it:
 
 - by name: a document whose id, or whose group, is that of a held-out note or of a held-out patient or document;
-- by content: a document that holds a held-out note, or half of it, word for word. Notes are compared by runs of
-  SHINGLE_WORDS words (shingles, Broder 1997), whatever their case, punctuation and spacing, so that a passage is
-  found within a long document. A note of fewer words is too common to be looked for within others: it is compared
-  as a whole.
+- by content: a document that holds a held-out note or half of it, word for word, or half of which is of such a note,
+  as where one was stored in pieces. Notes are compared by runs of SHINGLE_WORDS words (shingles, Broder 1997),
+  whatever their case, punctuation and spacing, so that a passage is found within a long document. A note of fewer
+  words is too common to be looked for within others: it is compared as a whole.
 
 Knows no model. Text leaves this file as text, for pretrain.py; messages carry file names, ids and counts.
 """
@@ -15,6 +15,7 @@ Knows no model. Text leaves this file as text, for pretrain.py; messages carry f
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -54,8 +55,8 @@ class Corpus:
 
     def fingerprint(self) -> str:
         digest = blake2b(digest_size=8)
-        for text in self.texts:
-            digest.update(json.dumps(text).encode())
+        for text, group in zip(self.texts, self.groups, strict=True):
+            digest.update(json.dumps([text, group]).encode())  # the vocabulary depends on whose the documents are
         return digest.hexdigest()
 
 
@@ -135,10 +136,15 @@ class Removed:
         return f"{self.by_name} by id or group, {self.by_content} by content, {self.copies} copies"
 
 
-def remove_held_out(corpus: Corpus, held_out: Corpus) -> tuple[Corpus, Removed]:
-    """The documents that have nothing of the held-out notes, each once."""
+def remove_held_out(corpus: Corpus, held_out: Corpus, training: int = 0) -> tuple[Corpus, Removed]:
+    """The documents that have nothing of the held-out notes, each once.
+
+    The first `training` of them are training notes: the splits already keep their ids and patients apart, and the id
+    of one may well be the patient number of another.
+    """
     names = {name for of_note in held_out.names for name in of_note}
     named = np.array([not names.isdisjoint(of_document) for of_document in corpus.names], dtype=bool)
+    named[:training] = False
     leaking = find_leaking(corpus.texts, held_out.texts) & ~named
     seen, kept = set(), []
     for row in np.flatnonzero(~named & ~leaking):
@@ -151,7 +157,7 @@ def remove_held_out(corpus: Corpus, held_out: Corpus) -> tuple[Corpus, Removed]:
 
 
 def find_leaking(texts: Sequence[str], held_out: Sequence[str]) -> np.ndarray:
-    """For each text whether it holds LEAKING_SHARE of a held-out one, as a mask (texts,)."""
+    """For each text whether it holds LEAKING_SHARE of a held-out one or is made of one to that share; (texts,)."""
     hashes: dict[str, np.uint64] = {}
     owner, shingles, whole = [], [], set()
     for number, note in enumerate(held_out):
@@ -179,13 +185,15 @@ def find_leaking(texts: Sequence[str], held_out: Sequence[str]) -> np.ndarray:
             if shared.any():
                 places = np.concatenate([np.arange(a, b) for a, b in zip(first[shared], last[shared], strict=True)])
                 count = np.bincount(owner[places], minlength=len(held_out))
-                leaking[row] = bool((count >= np.maximum(needed, 1)).any())
+                enough = np.minimum(needed, LEAKING_SHARE * len(of_text))  # or half of the text is of the note
+                leaking[row] = bool((count >= np.maximum(enough, 1)).any())
     return leaking
 
 
 def split_words(text: str) -> list[str]:
     """In lower case and without punctuation: what two copies of a note share however they were stored."""
-    return re.findall(r"\w+", text.casefold())
+    # NFKC: an accent may be stored as a character of its own, at which \w+ would end a word
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _hash_shingles(words: list[str], hashes: dict[str, np.uint64]) -> np.ndarray:

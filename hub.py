@@ -90,16 +90,27 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
             means[name.replace("_", " ")] = statistics.mean(values)
             spread = f" (sd {statistics.stdev(values):.3f})" if len(values) > 1 else ""
             rows.append(f"| {name.replace('_', ' ')} | {statistics.mean(values):.3f}{spread} |")
-    is_scratch = model["kind"] == "scratch"
+    is_scratch = model["kind"] in ("scratch", "in-house")
     what = f"{run['model']} with the {run['head']} head, {run['tuning']} tuning"
     if is_scratch:
         what = f"a small Transformer trained from scratch ({run['model']})"
+    if model["pretraining"]:
+        text = f"{model['pretraining']['documents']} documents"
+        text += "" if model["transductive"] else ", without the held-out notes"
+        what = f"a small Transformer ({run['model']}), pretrained on the text of {text}"
+    if model["transductive"]:
+        what += "; it was pretrained on the text of its test notes too, so that its figures flatter it"
     if model["stand_in_for"]:
         what += f"; the encoder is a small stand-in for {model['stand_in_for']}, made for a demonstration"
     evaluation = f"On one test part of {splits['test']['notes']} notes."
     if len(fold_results) > 1:
         runs = f"{len(fold_results)} runs (folds: {run['num_folds']}, seeds: {run['num_seeds']})"
         evaluation = f"Mean and sample standard deviation over {runs}, each on its own test part."
+    pretraining = {
+        result["model"]["pretraining"]["id"]: result["cost"]["pretraining_hours"]
+        for result in fold_results
+        if result["model"]["pretraining"]
+    }
     threshold = ""
     if facts["thresholds"]:
         threshold = f" Decision threshold: {facts['thresholds'][0]:.2f}."
@@ -138,7 +149,7 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         trained_on=trained_on,
         parts=", ".join(f"{part} {counted['notes']} notes" for part, counted in splits.items()),
         corpus=corpus,
-        hours=sum(result["cost"]["training_hours"] for result in fold_results),
+        hours=sum(result["cost"]["training_hours"] for result in fold_results) + sum(pretraining.values()),
         hardware=hardware["gpu"] or hardware["cpu"],
         trainable=model["trainable_parameters"],
         total=model["total_parameters"],

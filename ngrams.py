@@ -10,6 +10,7 @@ from sklearn.preprocessing import normalize
 from scratch_model import NgramBranch
 
 C = 10.0  # inverse strength of the penalty (ours)
+NEVER = -10.0  # the logit of a class that no training note has
 MIN_NOTES = 2  # a bucket of fewer training notes says nothing
 
 
@@ -35,15 +36,18 @@ def fit_ngrams(branch: NgramBranch, notes: list[list[list[int]]], labels: np.nda
     if labels.ndim == 2:
         regression = OneVsRestClassifier(LogisticRegression(C=C, class_weight="balanced", solver="liblinear"))
     regression.fit(features, labels)
+    classes = len(branch.bias)
+    weight, bias = np.zeros((classes, branch.buckets)), np.full(classes, NEVER)
     if labels.ndim == 2:
-        found = [(each.coef_[0], each.intercept_[0]) for each in regression.estimators_]
-        weight, bias = (np.stack(values) for values in zip(*found, strict=True))
-    elif (
-        len(regression.coef_) == 1
-    ):  # binary: one row for both classes, in a softmax half for one, half against the other
-        weight = np.concatenate([-regression.coef_, regression.coef_]) / 2
-        bias = np.concatenate([-regression.intercept_, regression.intercept_]) / 2
+        for number, each in enumerate(regression.estimators_):
+            if hasattr(each, "coef_"):
+                weight[number], bias[number] = each.coef_[0], each.intercept_[0]
+            elif labels[:, number].any():  # every note has this label
+                bias[number] = -NEVER
+    elif len(regression.coef_) == 1:  # two classes: half of it for the one and half against the other
+        for number, sign in zip(regression.classes_, (-0.5, 0.5), strict=True):
+            weight[number], bias[number] = sign * regression.coef_[0], sign * regression.intercept_[0]
     else:
-        weight, bias = regression.coef_, regression.intercept_
+        weight[regression.classes_], bias[regression.classes_] = regression.coef_, regression.intercept_
     for parameter, values in ((branch.idf, idf), (branch.weight, weight), (branch.bias, bias)):
         parameter.data.copy_(torch.from_numpy(values))

@@ -241,7 +241,7 @@ class PretrainingText:
     """What a model is pretrained on, and what was kept out of it."""
 
     corpus: Corpus
-    training_notes: int  # of the labelled corpus, among the documents of `corpus`
+    training_notes: int  # of the labelled corpus, copies of each other included
     removed: Removed | None  # None: there was nothing to keep out, or nobody asked for it
     transductive: bool = False  # held-out notes are in it, knowingly
 
@@ -265,7 +265,7 @@ def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transduct
     corpus = training + unlabeled
     if transductive:
         corpus = corpus + held_out
-    corpus, removed = remove_held_out(corpus, Corpus([], []) if transductive else held_out)
+    corpus, removed = remove_held_out(corpus, Corpus([], []) if transductive else held_out, len(training))
     logger.info("  text: %d documents; left out: %s", len(corpus), removed)
     if len(corpus) < MIN_DOCUMENTS:
         raise DataError(

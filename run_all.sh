@@ -27,7 +27,7 @@ dataset=synthetic folds=5 jobs=auto output=runs report=report demo=false dry_run
 models=tfidf,transformer,moe-transformer,transformer-pretrained,moe-transformer-pretrained,camembert-bio,alibert,drbert
 heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
-sizes=full
+sizes=full unlabeled=()
 known_heads=${heads//,/ } known_tunings=${tunings//,/ }
 # The grid compares; `train.py` with the same arguments and folder then adds the model for use to a finished run.
 extra=(--keep_model False)
@@ -45,9 +45,9 @@ while (($#)); do
     --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report | --train-sizes | --train_sizes)
       (($# > 1)) || die "$1 needs a value" ;;
     --unlabeled)
-      shift; extra+=(--unlabeled)
+      shift
       while (($#)) && [[ $1 != --* ]]; do
-        if [[ -e ${invoked_from}/$1 ]]; then extra+=("${invoked_from}/$1"); else extra+=("$1"); fi
+        if [[ -e ${invoked_from}/$1 ]]; then unlabeled+=("${invoked_from}/$1"); else unlabeled+=("$1"); fi
         shift
       done
       continue ;;
@@ -61,6 +61,7 @@ while (($#)); do
   esac
   shift 2
 done
+if ((${#unlabeled[@]})); then extra+=(--unlabeled "${unlabeled[@]}"); fi
 [[ ${jobs} =~ ^(auto|[1-9][0-9]*)$ ]] || die "--jobs ${jobs}: give a number from 1"
 for value in ${heads//,/ }; do
   [[ " ${known_heads} " == *" ${value} "* ]] || die "--heads ${value}: choose from ${known_heads// /, }"
@@ -105,7 +106,7 @@ done
 for tuning in frozen lora full; do
   has "${tuning}" "${tunings}" || continue
   for model in ${models//,/ }; do
-    case "${model}" in tfidf | transformer | moe-transformer | *transformer-pretrained) continue ;; esac
+    case "${model}" in tfidf | transformer | moe-transformer | transformer-pretrained | moe-transformer-pretrained) continue ;; esac
     name=${model%/}
     if [[ -d ${name} ]]; then name=$(basename "${name}"); fi
     for head in ${heads//,/ }; do
@@ -150,7 +151,7 @@ set_arguments() {  # of train.py, from a line of the plan
   if [[ ${head} != - ]]; then arguments+=(--head "${head}" --tuning "${tuning}"); fi
   if [[ ${size} != - ]]; then arguments+=(--train_size "${size}"); fi
   if [[ ${tuning} == frozen ]]; then arguments+=(--cache_dir "${output}/features"); fi
-  if [[ ${model} == *transformer-pretrained ]]; then arguments+=(--cache_dir "${output}/pretrained"); fi
+  if [[ ${model} =~ ^(moe-)?transformer-pretrained$ ]]; then arguments+=(--cache_dir "${output}/pretrained"); fi
 }
 run() {
   local number=$1 id=$2 began=${SECONDS} log="${output}/logs/$2.log"

@@ -329,8 +329,8 @@ class NgramBranch(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """`input_ids`, `attention_mask` (B, T) -> logits (B, classes)."""
         with torch.autocast(input_ids.device.type, enabled=False):
-            features = self.count(input_ids, attention_mask).log1p() * self.idf
-            return F.linear(F.normalize(features, dim=1), self.weight, self.bias)
+            features = self.count(input_ids, attention_mask).log1p() * self.idf.float()
+            return F.linear(F.normalize(features, dim=1), self.weight.float(), self.bias.float())
 
 
 class ScratchPreTrainedModel(PreTrainedModel):

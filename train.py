@@ -235,11 +235,17 @@ def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) ->
 
 
 def resolve_settings(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments, seed: int
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    seed: int,
+    unlabeled: str | None = None,
 ) -> dict:
-    """Every argument that can move a number, as it goes into the result file."""
+    """Every argument that can move a number, as it goes into the result file; of `--unlabeled` text a fingerprint."""
     left_out = NOT_DECISIVE if model_args.kind == "in-house" else NOT_DECISIVE + OF_PRETRAINING
     model = {name: value for name, value in asdict(model_args).items() if name not in left_out}
+    if model_args.kind == "in-house":
+        model["unlabeled"] = unlabeled
     training = {name: getattr(training_args, name) for name in DECISIVE}
     settings = {"model": model, "data": asdict(data_args), "training": training, "seed": seed}
     settings["training"]["world_size"] = training_args.world_size
@@ -287,7 +293,7 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
     else:
         epochs = statistics.median(result["cost"]["best_epoch"] for result in fold_results)
         folder = run.output / "model-checkpoints"
-        settings = resolve_settings(run.model_args, run.data_args, training_args, seed)
+        settings = resolve_settings(run.model_args, run.data_args, training_args, seed, run.unlabeled.fingerprint())
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
                 discard_foreign_checkpoints(folder, settings | {"epochs": epochs})
@@ -362,7 +368,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
 
     fold_results = []
     for seed in model_args.seeds:
-        settings = resolve_settings(model_args, data_args, training_args, seed)
+        settings = resolve_settings(model_args, data_args, training_args, seed, run.unlabeled.fingerprint())
         for number, split in enumerate(splits):
             folder = (output if len(model_args.seeds) == 1 else output / f"seed-{seed}") / f"fold-{number}"
             what = f"{model_args.run_id}: seed {seed}, fold {number + 1} of {len(splits)}"

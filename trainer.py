@@ -174,7 +174,10 @@ class Run:
         if model_args.kind != "in-house":
             return None
         on_notes = model_args.pretrain_on == "training-notes"
-        held_out = np.union1d(split.validation, split.test) if on_notes else self.held_out_anywhere
+        held_out = np.union1d(split.validation, split.test)
+        # a model for use is trained on the training part of a single split, whose test part its card goes by
+        if not on_notes or (not len(held_out) and len(split.train) < len(notes)):
+            held_out = self.held_out_anywhere
         # all notes outside the held-out parts, also those that --train_size leaves without their label
         training = np.setdiff1d(np.arange(len(notes)), held_out) if on_notes else []
         text = gather_text(

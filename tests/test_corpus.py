@@ -1,5 +1,7 @@
 """Text for pretraining: what is read from which source, and that nothing held out gets through."""
 
+import unicodedata
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +26,19 @@ def test_a_held_out_passage_is_found_within_a_long_document():
 def test_half_of_a_note_makes_a_document_a_copy(words, leaks):
     """12 of its words hold 5 of its 11 shingles, 13 words 6."""
     assert find_leaking([f"{' '.join(WORDS[:words])} {OTHER}"], [OTHER[:40], NOTE]).tolist() == [leaks]
+
+
+def test_other_accents_and_pieces_are_found():
+    assert find_leaking([unicodedata.normalize("NFD", NOTE)], [NOTE]).all()
+    pieces = [" ".join(WORDS[:9]), " ".join(WORDS[9:])]
+    assert find_leaking(pieces, [f"{NOTE} {OTHER}"]).all()
+
+
+def test_training_notes_are_not_taken_for_patients():
+    """Note 1 is of patient 3, patient 1 is held out."""
+    corpus, held_out = Corpus([OTHER, OTHER + " bis"], [("1", "3"), ("1",)]), Corpus([NOTE], [("2", "1")])
+    kept, removed = remove_held_out(corpus, held_out, training=1)
+    assert kept.texts == [OTHER] and removed == Removed(by_name=1)
 
 
 def test_words_in_another_order_are_no_copy():

@@ -71,6 +71,19 @@ def test_multi_label_notes():
     assert ((fitted(ids, torch.ones_like(ids)).sigmoid() > 0.5).numpy() == np.eye(3, dtype=bool)[labels]).all()
 
 
+def test_labels_that_no_or_every_note_has():
+    notes, labels = invent(classes=2)
+    fitted = branch(4)
+    fit_ngrams(fitted, notes, np.stack([labels, 1 - labels, 0 * labels, 0 * labels + 1], axis=1))
+    ids = torch.tensor([windows[0] for windows in notes])
+    probabilities = fitted(ids, torch.ones_like(ids)).sigmoid()
+    assert (probabilities[:, 2] < 0.01).all() and (probabilities[:, 3] > 0.99).all()
+    unused = branch(3)  # classes 0 and 2 alone
+    fit_ngrams(unused, notes, 2 * labels)
+    assert (unused(ids, torch.ones_like(ids)).argmax(1).numpy() == 2 * labels).all()
+    assert unused.bfloat16()(ids, torch.ones_like(ids)).isfinite().all()
+
+
 def test_evaluation_averages_probabilities_and_training_does_not(tmp_path):
     torch.manual_seed(0)
     model = ScratchForSequenceClassification(ScratchConfig(**SMALL, num_labels=2, dropout=0.0))

@@ -142,6 +142,15 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
     assert not any(text in caplog.text for text in texts)
 
 
+def test_the_model_for_use_of_a_single_split_knows_no_test_note_either(notes_file, tmp_path):
+    """Its card shows the test figures: it is trained again from the very pretraining of the split."""
+    options = pretrained(notes_file, tmp_path / "run", "--folds", "1")
+    assert train.main([*options, "--keep_model", "False"]) == 0
+    assert train.main(options) == 0
+    assert (tmp_path / "run" / "model" / "README.md").is_file()
+    assert len(list((tmp_path / "run" / "pretrained").glob("*/pretrain.json"))) == 1
+
+
 def test_pretraining_once_on_unlabeled_text_or_knowingly_on_all(notes_file, tmp_path, capsys):
     further = tmp_path / "further.txt"
     further.write_text("\n".join(invent_notes(40, seed=5)["text"].str.replace("Note", "Lettre")), encoding="utf-8")
