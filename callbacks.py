@@ -38,15 +38,21 @@ class TrainingClock(TrainerCallback, ExportableState):
         return {"args": {"seconds": self.seconds}, "attributes": {}}
 
 
-class EpochLine(TrainerCallback):
-    """One line an epoch: loss, validation score, the best so far, and how long it may still take."""
+class ProgressLine(TrainerCallback):
+    """Remembers the last training loss for the line that a subclass logs."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_epoch = time.perf_counter(), state.epoch or 0.0
+    loss = float("nan")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
             self.loss = float(logs["loss"])
+
+
+class EpochLine(ProgressLine):
+    """One line an epoch: loss, validation score, the best so far, and how long it may still take."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first_epoch = time.perf_counter(), state.epoch or 0.0
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         if not state.is_world_process_zero or metrics is None or not state.epoch:
@@ -58,7 +64,7 @@ class EpochLine(TrainerCallback):
             "  epoch %g/%g  loss %.4f  validation %s %.4f  %.1f s an epoch, at most %.1f min left",
             round(state.epoch, 2),
             args.num_train_epochs,
-            getattr(self, "loss", float("nan")),
+            self.loss,
             name,
             metrics[f"eval_{name}"],
             seconds,
@@ -77,15 +83,11 @@ class StopAfterEpoch(TrainerCallback):
             control.should_training_stop = True
 
 
-class PretrainingLine(TrainerCallback):
+class PretrainingLine(ProgressLine):
     """One line an evaluation: steps, loss, held-out loss, and how long it may still take."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_step, self.loss = time.perf_counter(), state.global_step, float("nan")
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:
-            self.loss = float(logs["loss"])
+        self.started, self.first_step = time.perf_counter(), state.global_step
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         done = state.global_step - getattr(self, "first_step", state.global_step)

@@ -112,7 +112,9 @@ def probe(run: Run, folder: Path) -> Speed:
     model_args.cache_dir, model_args.early_stopping_patience = str(folder / "features"), 0
     model_args.pretraining_tokens, model_args.min_steps = PROBE_TOKENS, 0
     notes = run.notes.select(rows)
-    run = replace(run, model_args=model_args, training_args=arguments, notes=notes, held_out_anywhere=held_out)
+    run = replace(
+        run, model_args=model_args, training_args=arguments, notes=notes, held_out_anywhere=held_out, pretrained={}
+    )
     if is_baseline:
         return Speed(training=train_baseline(run, split).cost["training_hours"] * 3600 / count)
 

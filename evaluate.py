@@ -39,7 +39,6 @@ else:
 
     import numpy as np
     import pandas as pd
-    from sklearn.metrics import f1_score
 
     import calibration
     import comparison
@@ -317,7 +316,7 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
     Cells whose predictions are on other notes or folds than the first's are left out too. `unreadable` gets a line for
     each cell that is.
     """
-    kept, answers, trust = [], [], []
+    kept, answers, trust, subgroups = [], [], [], []
     for number, cell in cells[(cells.status == "complete") & (cells.train_size == "-")].iterrows():
         folds = results[(results[CELL] == cell[CELL]).all(axis=1)].sort_values(["seed", "fold"])
         try:
@@ -325,7 +324,8 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
             of_cell = collect_answers(predictions, len(folds.class_names.iloc[0]))
             if answers and not same_notes(of_cell, answers[0]):
                 raise ValueError("predictions on other notes")
-            trust.append(measure_trust(predictions, folds, cell.task, metric.removeprefix("f1_")))
+            trust.append(measure_trust(predictions, folds, cell.task))
+            subgroups.append(score_subgroups(predictions[0], of_cell, metric))
             answers.append(of_cell)
             kept.append(number)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -334,12 +334,12 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
                 f"statistics of {figures.cell_name(cell)}: no usable predictions ({type(error).__name__})"
             )
     if len(answers) < 2:
-        return report.Compared(kept, answers, trust, None, None)
+        return report.Compared(kept, answers, trust, subgroups, None, None)
     whole = results[results.train_size == "-"]
     table = comparison.compare(answers, metric, whole.test_notes.sum() / whole.train_notes.sum())
     hours = cells.standalone_hours[kept].reset_index(drop=True)
     verdict = comparison.choose_model(table, hours, len(answers[0].labels))
-    return report.Compared(kept, answers, trust, table, verdict)
+    return report.Compared(kept, answers, trust, subgroups, table, verdict)
 
 
 def read_predictions(results: pd.DataFrame) -> list[pd.DataFrame]:
@@ -367,8 +367,8 @@ def same_notes(first: comparison.Answers, second: comparison.Answers) -> bool:
     )
 
 
-def measure_trust(predictions: list[pd.DataFrame], results: pd.DataFrame, task: str, average: str) -> report.Trust:
-    """How far probabilities can be believed, as they are and at each fold's temperature; points and subgroups."""
+def measure_trust(predictions: list[pd.DataFrame], results: pd.DataFrame, task: str) -> report.Trust:
+    """How far probabilities can be believed, as they are and at each fold's temperature; and the operating points."""
     told, tempered = [], []
     temperature = results.set_index(["seed", "fold"]).temperature
     for seed, of_seed in zip(sorted(results.seed.unique()), predictions, strict=True):
@@ -378,25 +378,22 @@ def measure_trust(predictions: list[pd.DataFrame], results: pd.DataFrame, task: 
             told.append(calibration.claims(probabilities, labels, task))
             tempered.append(calibration.claims(scaled, labels, task))
     points = pd.DataFrame([point for fold in results.operating_points for point in fold])
-    told, tempered = (tuple(map(np.concatenate, zip(*each, strict=True))) for each in (told, tempered))
-    return report.Trust(told, tempered, points, score_subgroups(predictions, task, average))
+    return report.Trust(*(tuple(map(np.concatenate, zip(*each, strict=True))) for each in (told, tempered)), points)
 
 
-def score_subgroups(predictions: list[pd.DataFrame], task: str, average: str) -> pd.DataFrame:
-    """One row for each value of each subgroup column: test notes, accuracy, F1, of all folds, the mean over seeds."""
-    rows = []
-    average = "binary" if average == "positive" else average
-    for column in [name for name in predictions[0].columns if name.startswith("subgroup:")]:
-        for value in sorted(predictions[0][column].unique()):
-            scores = []
-            for of_seed in predictions:
-                part = of_seed[of_seed[column] == value]
-                labels, predicted = (np.stack(part[name].to_numpy()) for name in ("label", "predicted"))
-                # of the classes that the notes have or were given: a ward without a class has no F1 of it
-                f1 = f1_score(labels, predicted, average=average, zero_division=0)
-                scores.append([np.mean(labels == predicted if labels.ndim == 1 else (labels == predicted).all(1)), f1])
-            rows.append([column.removeprefix("subgroup:"), value, len(part), *np.mean(scores, axis=0)])
-    return pd.DataFrame(rows, columns=["column", "value", "notes", "accuracy", "f1"])
+def score_subgroups(predictions: pd.DataFrame, answers: comparison.Answers, metric: str) -> pd.DataFrame:
+    """One row for each value of each subgroup column: test notes, accuracy, metric, of all folds, mean over seeds.
+
+    `predictions` are those of one seed, their rows the notes of `answers`.
+    """
+    tables = []
+    for column in [name for name in predictions if name.startswith("subgroup:")]:
+        place, values = pd.factorize(predictions[column], sort=True)
+        counts = answers.count(place)
+        accuracy, f1 = (answers.score(counts, name).mean(axis=0) for name in ("accuracy", metric))
+        table = {"value": values, "notes": np.bincount(place), "accuracy": accuracy, "f1": f1}
+        tables.append(pd.DataFrame(table).assign(column=column.removeprefix("subgroup:")))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFrame:

@@ -183,16 +183,15 @@ def build_model(
         problem_type="multi_label_classification" if notes.task == "multi-label" else "single_label_classification",
     )
     described = {"kind": "scratch", "backbone": None, "revision": None, "stand_in_for": None, "transductive": False}
+    small = dict(
+        dropout=model_args.dropout,
+        word_dropout=model_args.word_dropout,
+        ngram_buckets=NGRAM_BUCKETS * model_args.ngram_branch,
+        **labels,
+    )
     if pretrained is not None:
         tokenizer = AutoTokenizer.from_pretrained(pretrained)
-        config = ScratchConfig.from_pretrained(
-            pretrained,
-            dropout=model_args.dropout,
-            word_dropout=model_args.word_dropout,
-            mask_token_id=tokenizer.mask_token_id,
-            ngram_buckets=NGRAM_BUCKETS * model_args.ngram_branch,
-            **labels,
-        )
+        config = ScratchConfig.from_pretrained(pretrained, mask_token_id=tokenizer.mask_token_id, **small)
         model = ScratchForSequenceClassification.from_pretrained(pretrained, config=config)
         described |= {"kind": "in-house", "transductive": getattr(config, "transductive", False)}
     elif model_args.model in SCRATCH_MODELS:
@@ -209,13 +208,10 @@ def build_model(
         model = ScratchForSequenceClassification(
             ScratchConfig(
                 vocab_size=len(tokenizer),
-                dropout=model_args.dropout,
                 num_experts=SCRATCH_MODELS[model_args.model],
-                word_dropout=model_args.word_dropout,
                 mask_token_id=tokenizer.mask_token_id,
-                ngram_buckets=NGRAM_BUCKETS * model_args.ngram_branch,
                 pad_token_id=tokenizer.pad_token_id,
-                **labels,
+                **small,
             )
         )
     else:

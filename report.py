@@ -103,23 +103,23 @@ LEFT_ALIGNED = {
 @dataclass(frozen=True)
 class Trust:
     """What one model claimed with which probability, and whether it is so (calibration.py), of all folds and seeds; as
-    it is and at the temperature fitted on validation. `points` has a row for each fold's operating points, `subgroups`
-    for each value of the columns that scores are to be broken down by."""
+    it is and at the temperature fitted on validation. `points` has a row for each fold's operating points."""
 
     told: tuple[np.ndarray, np.ndarray]
     tempered: tuple[np.ndarray, np.ndarray]
     points: pd.DataFrame
-    subgroups: pd.DataFrame
 
 
 @dataclass(frozen=True)
 class Compared:
-    """The statistics of one data set. `answers`, `trust` and `table` have an entry for each of `cells`, the index of
-    its row in the table of results; `table` is None where fewer than two models have all folds and predictions."""
+    """The statistics of one data set. `answers`, `trust`, `subgroups` (a row for each value of the columns that scores
+    are broken down by) and `table` have an entry for each of `cells`, the index of its row in the table of results;
+    `table` is None where fewer than two models have all folds and predictions."""
 
     cells: list[int]
     answers: list[Answers]
     trust: list[Trust]
+    subgroups: list[pd.DataFrame]
     table: pd.DataFrame | None
     verdict: Verdict | None
 
@@ -200,10 +200,9 @@ def write_report(
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frugal-notes"}):
         if ((cells.train_size == "-") & (cells.folds_finished > 0)).any():
             drawn["f1_vs_hours"] = draw_figure(cells, average)
-        for number_of_dataset, (_, rows) in enumerate(cells.groupby("dataset", sort=False), start=1):
+        for number_of_dataset, (name, rows) in enumerate(cells.groupby("dataset", sort=False), start=1):
             if found := curves(rows):
                 drawn[f"learning_curves_{number_of_dataset}"] = draw_curves(found, average)
-        for number_of_dataset, (name, rows) in enumerate(cells.groupby("dataset", sort=False), start=1):
             if compared[name].verdict is not None:
                 claims = {
                     cell_name(rows.loc[compared[name].cells[place]]): {
@@ -298,7 +297,7 @@ def describe(
             tables = [class_table(answers, class_names), confusion_table(answers, class_names)]
             if len(points := compared.trust[row].points):
                 tables.append(points_table(points))
-            if len(subgroups := compared.trust[row].subgroups):
+            if len(subgroups := compared.subgroups[row]):
                 tables.append(subgroups_table(subgroups, average))
             content.closer_look[title] = tables
     return content

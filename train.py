@@ -39,6 +39,7 @@ from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
+from pretrain import ArgumentError
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
@@ -96,10 +97,6 @@ DECISIVE = (
 # The arguments of the model that cannot.
 NOT_DECISIVE = ("seeds", "keep_model", "overwrite", "cache_dir", "features_only", "memory_gb")
 OF_PRETRAINING = ("unlabeled", "pretrain_on", "pretraining_tokens", "transductive")  # of models pretrained in-house
-
-
-class ArgumentError(ValueError):
-    """Arguments that do not go together; the message is one line for the user."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
@@ -234,20 +231,16 @@ def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) ->
 # ---- the whole run -------------------------------------------------------------------------------------------------
 
 
-def resolve_settings(
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-    seed: int,
-    unlabeled: str | None = None,
-) -> dict:
+def resolve_settings(run: Run, seed: int) -> dict:
     """Every argument that can move a number, as it goes into the result file; of `--unlabeled` text a fingerprint."""
-    left_out = NOT_DECISIVE if model_args.kind == "in-house" else NOT_DECISIVE + OF_PRETRAINING
+    model_args, training_args = run.model_args, run.training_args
+    in_house = model_args.kind == "in-house"
+    left_out = NOT_DECISIVE if in_house else NOT_DECISIVE + OF_PRETRAINING
     model = {name: value for name, value in asdict(model_args).items() if name not in left_out}
-    if model_args.kind == "in-house":
-        model["unlabeled"] = unlabeled
+    if in_house:
+        model["unlabeled"] = run.unlabeled.fingerprint()
     training = {name: getattr(training_args, name) for name in DECISIVE}
-    settings = {"model": model, "data": asdict(data_args), "training": training, "seed": seed}
+    settings = {"model": model, "data": asdict(run.data_args), "training": training, "seed": seed}
     settings["training"]["world_size"] = training_args.world_size
     return json.loads(json.dumps(settings, default=str))
 
@@ -293,7 +286,7 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
     else:
         epochs = statistics.median(result["cost"]["best_epoch"] for result in fold_results)
         folder = run.output / "model-checkpoints"
-        settings = resolve_settings(run.model_args, run.data_args, training_args, seed, run.unlabeled.fingerprint())
+        settings = resolve_settings(run, seed)
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
                 discard_foreign_checkpoints(folder, settings | {"epochs": epochs})
@@ -368,7 +361,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
 
     fold_results = []
     for seed in model_args.seeds:
-        settings = resolve_settings(model_args, data_args, training_args, seed, run.unlabeled.fingerprint())
+        settings = resolve_settings(run, seed)
         for number, split in enumerate(splits):
             folder = (output if len(model_args.seeds) == 1 else output / f"seed-{seed}") / f"fold-{number}"
             what = f"{model_args.run_id}: seed {seed}, fold {number + 1} of {len(splits)}"

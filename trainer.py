@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -147,6 +147,7 @@ class Run:
     training_args: TrainingArguments
     notes: Notes
     held_out_anywhere: np.ndarray | None = None  # the notes of some fold's validation or test part
+    pretrained: dict[bytes, Path] = field(default_factory=dict)  # by the notes held out: seeds share it
 
     @property
     def output(self) -> Path:
@@ -178,6 +179,8 @@ class Run:
         # a model for use is trained on the training part of a single split, whose test part its card goes by
         if not on_notes or (not len(held_out) and len(split.train) < len(notes)):
             held_out = self.held_out_anywhere
+        if (key := held_out.tobytes()) in self.pretrained:
+            return self.pretrained[key]
         # all notes outside the held-out parts, also those that --train_size leaves without their label
         training = np.setdiff1d(np.arange(len(notes)), held_out) if on_notes else []
         text = gather_text(
@@ -193,7 +196,10 @@ class Run:
             **SMALL_SIZES,
         )
         cache_dir = Path(model_args.cache_dir or self.output / "pretrained")
-        return pretrain_in_house(arguments, text, model_args.pretraining_tokens, cache_dir, self.training_args)
+        self.pretrained[key] = pretrain_in_house(
+            arguments, text, model_args.pretraining_tokens, cache_dir, self.training_args
+        )
+        return self.pretrained[key]
 
     @cached_property
     def unlabeled(self) -> Corpus:
