@@ -34,6 +34,7 @@ class Answers:
 
     `labels` is (notes,) with class indices, or (notes, classes) with 0 and 1; `predicted` is (seeds, *labels.shape).
     `ids`, `groups` and `folds` are (notes,). All models of a comparison have their notes in the same order.
+    Where folds were drawn several times a note is there as often, its places beside each other.
     """
 
     ids: np.ndarray
@@ -52,6 +53,11 @@ class Answers:
         """(seeds, notes): whether the answer is right; of a multi-label note, whether all of its classes are."""
         right = self.predicted == self.labels
         return right.all(axis=2) if self.is_multi_label else right
+
+    @property
+    def repeats(self) -> int:
+        """How often each note was in a test part."""
+        return len(self.ids) // len(set(self.ids))
 
     def count(self, parts: np.ndarray) -> np.ndarray:
         """(seeds, parts, C): the counts of the notes of each part, `parts` (notes,) saying whose part a note is."""
@@ -180,8 +186,9 @@ def permutation_test(first: Answers, second: Answers, metric: str) -> float:
 
 
 def mcnemar_test(first: Answers, second: Answers) -> tuple[int, int, float]:
-    """Notes that only the first has right, only the second, and the exact p-value of McNemar; of the first seed."""
-    ours, theirs = first.correct[0], second.correct[0]
+    """Notes that only the first has right, only the second, and the exact p-value of McNemar; of the first seed, and
+    of the first of several draws of the folds: the test knows each note once."""
+    ours, theirs = (each.correct[0, :: each.repeats] for each in (first, second))
     only_first, only_second = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
     table = [[int((ours & theirs).sum()), only_first], [only_second, int((~ours & ~theirs).sum())]]
     return only_first, only_second, float(mcnemar(table, exact=True).pvalue)
@@ -283,20 +290,26 @@ def choose_model(table: pd.DataFrame, hours: pd.Series, notes: int) -> Verdict:
 def hard_notes(answers: list[Answers], class_names: Sequence[str]) -> pd.DataFrame:
     """The notes that most models get wrong, hardest first: ids and counts, no text.
 
-    `missed_by` is the share of models (and seeds) whose answer is wrong, `contradicted_by` the share that give one and
-    the same other answer, `their_answer`: where that is most of them, the label may be the mistake. Of a multi-label
-    note an answer is the whole set of its labels.
+    `missed_by` is the share of models (seeds, draws of the folds) whose answer is wrong, `contradicted_by` the share
+    that give one and the same other answer, `their_answer`: where that is most of them, the label may be the mistake.
+    Of a multi-label note an answer is the whole set of its labels.
     """
-    truth = _in_words(answers[0].labels, class_names)
-    given = pd.DataFrame(
-        [_in_words(seed, class_names) for each in answers for seed in each.predicted]
-    )  # a row a model
+    repeats = answers[0].repeats
+    ids, truth = answers[0].ids[::repeats], _in_words(answers[0].labels[::repeats], class_names)
+    given = pd.DataFrame(  # a row an answer to every note: of each model, seed and draw of the folds
+        [
+            _in_words(seed[repeat::repeats], class_names)
+            for each in answers
+            for seed in each.predicted
+            for repeat in range(repeats)
+        ]
+    )
     wrong = given.ne(truth, axis=1)
     missed = wrong.mean().to_numpy()
     rows = []
     for note in np.flatnonzero(missed > 0.5):
         others = given.loc[wrong[note], note].value_counts(sort=True)
-        rows.append([answers[0].ids[note], truth[note], missed[note], others.iloc[0] / len(given), others.index[0]])
+        rows.append([ids[note], truth[note], missed[note], others.iloc[0] / len(given), others.index[0]])
     table = pd.DataFrame(rows, columns=["id", "label", "missed_by", "contradicted_by", "their_answer"])
     return table.sort_values(["missed_by", "contradicted_by"], ascending=False, kind="stable", ignore_index=True)
 

@@ -82,6 +82,13 @@ class DataArguments:
         default=5,
         metadata={"help": "Cross-validation folds, 1 for a single split; splits given by the data go first."},
     )
+    repeats: int = field(
+        default=1,
+        metadata={
+            "help": "Draw the folds so many times, each time others; where the data gives the splits, so many "
+            "training parts of --train_size."
+        },
+    )
     validation_fraction: float = field(
         default=0.15, metadata={"help": "Fraction of the notes outside the test part that is kept for validation."}
     )
@@ -109,6 +116,10 @@ class DataArguments:
     def __post_init__(self):
         if self.folds < 1:
             raise DataError(f"--folds {self.folds}: give 1 for a single split, or 2 and more for cross-validation.")
+        if self.repeats < 1 or (self.repeats > 1 and self.folds == 1):
+            raise DataError(
+                f"--repeats {self.repeats} with --folds {self.folds}: give 1, or more with 2 and more folds."
+            )
         if not 0 < self.validation_fraction < 0.5:
             raise DataError(f"--validation_fraction {self.validation_fraction}: give a fraction between 0 and 0.5.")
         if self.train_size is not None and self.train_size < 2:

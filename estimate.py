@@ -36,7 +36,7 @@ from machine import available_cores
 from memory import MemoryBudgetError
 from models import TUNINGS, prepare_encoder
 from results import SCHEMA_VERSION, write_json
-from splits import Split, draw_splits, take_training_notes
+from splits import Split, draw_splits, draw_training_parts
 from train import parse_arguments, tell_unforeseen
 from trainer import Run, epochs_to_train, train_baseline, train_network
 
@@ -247,9 +247,7 @@ def estimate_all(plan: list[dict], parsed: list[tuple]) -> tuple[dict[str, dict]
             try:
                 if model_args.kind in TUNINGS:
                     prepare_encoder(model_args, data_args)
-                if data_args.train_size is not None:
-                    size, seed = data_args.train_size, data_args.split_seed
-                    splits = [take_training_notes(notes, split, size, seed) for split in splits]
+                splits = draw_training_parts(notes, splits, data_args)
                 kind = kind_of_probe(run)
                 if kind not in speeds:
                     speeds[kind] = probe(run, Path(folder))

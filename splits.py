@@ -112,11 +112,13 @@ def _split_off(notes: Notes, indices: np.ndarray, parts: int, seed: int) -> Iter
         yield indices[rest], indices[part]
 
 
-def _draw_validation(notes: Notes, indices: np.ndarray, arguments: DataArguments) -> tuple[np.ndarray, np.ndarray]:
+def _draw_validation(
+    notes: Notes, indices: np.ndarray, arguments: DataArguments, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(train, validation) of `indices`: validation gets as many equal parts as come nearest to its fraction."""
     fraction = arguments.validation_fraction
     share = Fraction(fraction).limit_denominator(max(10, round(1 / fraction)))  # 0.15: one part of seven
-    parts = [part for _, part in _split_off(notes, indices, share.denominator, arguments.split_seed)]
+    parts = [part for _, part in _split_off(notes, indices, share.denominator, seed)]
     validation = np.sort(np.concatenate(parts[: share.numerator]))
     return np.setdiff1d(indices, validation), validation
 
@@ -124,14 +126,17 @@ def _draw_validation(notes: Notes, indices: np.ndarray, arguments: DataArguments
 def draw_splits(notes: Notes, arguments: DataArguments) -> list[Split]:
     """The splits that all models share: as the data gives them, else stratified folds that cut no group.
 
-    With folds, each note is in the test part exactly once, and validation is drawn from the remaining notes.
+    With folds, each note is in the test part exactly once a repeat, and validation is drawn from the remaining notes.
+    Repeat r draws with the seed `split_seed + r`; its folds stand behind those of the repeats before it.
     """
     everything = np.arange(len(notes))
     if notes.given_splits is None:
         _check_classes(notes, arguments)
         parts = arguments.folds if arguments.folds > 1 else 5  # a single split tests on the first of five (ours)
-        folds = islice(_split_off(notes, everything, parts, arguments.split_seed), arguments.folds)
-        splits = [Split(*_draw_validation(notes, rest, arguments), test) for rest, test in folds]
+        splits = []
+        for seed in range(arguments.split_seed, arguments.split_seed + arguments.repeats):
+            folds = islice(_split_off(notes, everything, parts, seed), arguments.folds)
+            splits += [Split(*_draw_validation(notes, rest, arguments, seed), test) for rest, test in folds]
     else:
         found = set(notes.given_splits)
         if not {"train", "test"} <= found:
@@ -139,9 +144,11 @@ def draw_splits(notes: Notes, arguments: DataArguments) -> list[Split]:
                 f"The data gives only the split{'s' if len(found) > 1 else ''} {', '.join(sorted(found))}: add the "
                 "missing of train and test, or draw the splits with --split_column none."
             )
+        if arguments.repeats > 1 and arguments.train_size is None:
+            logger.warning("--repeats %d: the data gives its splits, which are the same every time", arguments.repeats)
         train, validation, test = (everything[notes.given_splits == part] for part in ("train", "validation", "test"))
         if not len(validation):
-            train, validation = _draw_validation(notes, train, arguments)
+            train, validation = _draw_validation(notes, train, arguments, arguments.split_seed)
         splits = [Split(train, validation, test)]
     for split in splits:
         _check_split(notes, split, arguments)
@@ -171,6 +178,15 @@ def _check_split(notes: Notes, split: Split, arguments: DataArguments):
             if (left, right) == ("train", "test") and not arguments.allow_leaks:
                 raise DataError(f"{message}. Remove them, draw splits with --split_column none, or --allow_leaks.")
             logger.warning("%s.", message)
+
+
+def draw_training_parts(notes: Notes, splits: list[Split], arguments: DataArguments) -> list[Split]:
+    """What `--train_size` leaves of each split's training part; of splits that the data gives `--repeats` draws."""
+    if arguments.train_size is None:
+        return splits
+    draws = 1 if notes.given_splits is None else arguments.repeats
+    seeds = range(arguments.split_seed, arguments.split_seed + draws)
+    return [take_training_notes(notes, split, arguments.train_size, seed) for seed in seeds for split in splits]
 
 
 def take_training_notes(notes: Notes, split: Split, size: int, seed: int) -> Split:

@@ -223,6 +223,23 @@ def test_answers_to_multi_label_notes_are_sets():
     assert (row.id, row.label, row.their_answer) == ("b", "toux, fièvre", "none")
 
 
+def test_folds_drawn_twice_count_a_note_once():
+    """Where a test knows notes one by one: McNemar's, and the list of hard notes; a note of two draws is one note."""
+    labels = np.array([0, 1, 0, 1])
+    first, second = np.array([[0, 1, 1, 1]]), np.array([[1, 1, 1, 0]])
+    ids, twice = np.array(["a", "b", "c", "d"]), np.repeat(np.arange(4), 2)
+
+    def answers(first_draw, second_draw):
+        predicted = np.stack([first_draw, second_draw], axis=2).reshape(1, 8)
+        return Answers(ids[twice], labels[twice], predicted, twice, np.tile([0, 1], 4), 2)
+
+    ours, theirs = answers(first, 1 - first), answers(second, second)
+    assert ours.repeats == 2
+    assert mcnemar_test(ours, theirs)[:2] == mcnemar_test(binary(labels, first), binary(labels, second))[:2] == (2, 0)
+    table = hard_notes([ours, theirs], ["non", "oui"]).set_index("id")
+    assert table.missed_by.to_dict() == {"c": 0.75, "a": 0.75, "d": 0.75}
+
+
 def test_a_resample_without_a_rare_class_says_nothing_against_the_model():
     """All is right: so is every resample, also those without the one patient of class 2."""
     labels = np.array([0, 1] * 20 + [2])

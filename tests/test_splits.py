@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from data import DataArguments, DataError, Notes
-from splits import balanced_class_weights, draw_splits, report_repeated_texts, take_training_notes
+from splits import (
+    balanced_class_weights,
+    draw_splits,
+    draw_training_parts,
+    report_repeated_texts,
+    take_training_notes,
+)
 
 SEEDS = range(5)
 
@@ -157,6 +163,16 @@ def test_too_few_patients(patients, folds, message):
         draw(notes, folds=folds)
 
 
+def test_repeats_are_other_folds_of_the_same_notes():
+    notes = patients(0)
+    once, twice = draw(notes, folds=3), draw(notes, folds=3, repeats=2)
+    assert rows(twice[:3]) == rows(once) and len(twice) == 6
+    assert rows(twice[3:]) == rows(draw(notes, folds=3, split_seed=1)) != rows(once)
+    assert sorted(np.concatenate([split.test for split in twice])) == sorted([*range(len(notes))] * 2)
+    with pytest.raises(DataError, match="--repeats 2 with --folds 1: give 1, or more with 2 and more folds"):
+        draw(notes, folds=1, repeats=2)
+
+
 def test_one_long_note_costs_no_memory():
     """Texts held in one array of equal width would take 200 MB here, and gigabytes for a real corpus."""
     notes = make_notes([0, 1] * 250, texts=[f"note {row}" for row in range(499)] + ["x" * 100_000])
@@ -177,6 +193,23 @@ def test_given_splits_are_respected():
     assert not others
     for name, part in split.parts():
         assert part.tolist() == np.flatnonzero(GIVEN == name).tolist()
+
+
+def test_given_splits_have_several_draws_of_training_notes_alone(caplog):
+    notes = make_notes([0, 1] * 50, given=GIVEN)
+    arguments = DataArguments(train_size=20, repeats=3)
+    splits = draw_splits(notes, arguments)
+    parts = draw_training_parts(notes, splits, arguments)
+    assert len(splits) == 1 and len(parts) == 3
+    assert len({tuple(part.train) for part in parts}) == 3 and {len(part.train) for part in parts} == {20}
+    assert all(np.array_equal(part.test, splits[0].test) for part in parts)
+    assert not caplog.text
+    whole = DataArguments(repeats=3)
+    assert len(draw_training_parts(notes, draw_splits(notes, whole), whole)) == 1
+    assert "--repeats 3: the data gives its splits, which are the same every time" in caplog.text
+    folds = DataArguments(train_size=20, folds=3, repeats=2)
+    drawn = make_notes([0, 1] * 50)
+    assert len(draw_training_parts(drawn, draw_splits(drawn, folds), folds)) == 6
 
 
 def test_validation_is_drawn_from_training_when_missing():
