@@ -83,6 +83,17 @@ class StopAfterEpoch(TrainerCallback):
             control.should_training_stop = True
 
 
+class EvaluateEvery(TrainerCallback):
+    """Evaluates and saves after every so many epochs only, and after the last: where epochs are short and many."""
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if round(state.epoch) % self.epochs and state.global_step < state.max_steps:
+            control.should_evaluate = control.should_save = False
+
+
 class PretrainingLine(ProgressLine):
     """One line an evaluation: steps, loss, held-out loss, and how long it may still take."""
 

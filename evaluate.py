@@ -58,13 +58,13 @@ SCORES += ["hamming_loss", "auroc", "auprc", "mcc"]
 
 # The part of the files that is read, in their shape: field and type. TEXT may be null and is then read as "-".
 # results.py writes them; it is not imported for its version number, because that would load torch.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 TEXT, NUMBER, NUMBER_OR_NONE = str | None, int | float, int | float | None
 RUN = {"run_id": str, "dataset": str, "model": str, "head": TEXT, "tuning": TEXT, "train_size": int | None}
 PLAN = ["run_id", *CELL[1:]]
 FAILURE = {"run": RUN, "error": str}
 RESULT = {
-    "run": RUN | dict.fromkeys(["seed", "fold", "num_folds", "num_seeds"], int),
+    "run": RUN | dict.fromkeys(["seed", "order_seed", "split_seed", "fold", "num_folds", "num_seeds"], int),
     "data": {
         "fingerprint": str,
         "task": str,
@@ -76,7 +76,9 @@ RESULT = {
     | dict.fromkeys(["trainable_parameters", "total_parameters"], int),
     "metrics": {"collapsed": bool},
     "cost": dict.fromkeys(["training_hours", "feature_hours", "pretraining_hours"], NUMBER)
-    | dict.fromkeys(["evaluation_seconds", "peak_memory_mb", "epochs"], NUMBER_OR_NONE),
+    | dict.fromkeys(["evaluation_seconds", "peak_memory_mb", "epochs"], NUMBER_OR_NONE)
+    | dict.fromkeys(["one_core_notes_per_second", "model_megabytes", "power_watts", "co2_g_per_kwh"], NUMBER_OR_NONE)
+    | {"power_is_measured": bool},
     "environment": {"git_commit": TEXT, "git_dirty": bool | None, "python": str, "packages": dict, "hardware": dict},
 }
 
@@ -338,7 +340,7 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
     whole = results[results.train_size == "-"]
     table = comparison.compare(answers, metric, whole.test_notes.sum() / whole.train_notes.sum())
     hours = cells.standalone_hours[kept].reset_index(drop=True)
-    verdict = comparison.choose_model(table, hours, len(answers[0].labels))
+    verdict = comparison.choose_model(table, hours, len(set(answers[0].ids)))
     return report.Compared(kept, answers, trust, subgroups, table, verdict)
 
 
@@ -391,7 +393,7 @@ def score_subgroups(predictions: pd.DataFrame, answers: comparison.Answers, metr
         place, values = pd.factorize(predictions[column], sort=True)
         counts = answers.count(place)
         accuracy, f1 = (answers.score(counts, name).mean(axis=0) for name in ("accuracy", metric))
-        table = {"value": values, "notes": np.bincount(place), "accuracy": accuracy, "f1": f1}
+        table = {"value": values, "notes": np.bincount(place) // answers.repeats, "accuracy": accuracy, "f1": f1}
         tables.append(pd.DataFrame(table).assign(column=column.removeprefix("subgroup:")))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -446,6 +448,11 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
         train_notes=("train_notes", "mean"),
         corpus_notes=("corpus_notes", "first"),
         peak_memory_mb=("peak_memory_mb", "max"),
+        one_core_notes_per_second=("one_core_notes_per_second", "mean"),
+        model_megabytes=("model_megabytes", "mean"),
+        power_watts=("power_watts", "mean"),
+        co2_g_per_kwh=("co2_g_per_kwh", "mean"),
+        power_is_measured=("power_is_measured", "all"),
     )
     # seeds may have been planned in one run (num_seeds) or added one run at a time
     cells["folds_expected"] *= groups.num_seeds.max().clip(lower=cells.seeds)
@@ -458,6 +465,10 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
     scores = results.astype(dict.fromkeys(SCORES, float)).groupby(CELL)[SCORES].agg(["mean", "std", "count"])
     scores.columns = [f"{score}_{'sd' if what == 'std' else what}" for score, what in scores.columns]
     cells = cells.join(scores)
+    for over in ("fold", "seed"):  # what the one moves, the other averaged out
+        means = results.astype(dict.fromkeys(SCORES, float)).groupby([*CELL, over])[SCORES].mean()
+        spread = means.groupby(CELL).std()
+        cells = cells.join(spread.add_suffix(f"_sd_{over}s"))
 
     for column, runs in (("failed", failures), ("missing", missing)):
         cells = cells.join(runs.groupby(CELL)[column].agg("; ".join), how="outer")

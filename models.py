@@ -96,6 +96,13 @@ class ModelArguments:
         default=False,
         metadata={"help": "Pretrain in-house on validation and test text too; such models are marked in every table."},
     )
+    ensemble: int = field(
+        default=1,
+        metadata={
+            "help": "Models that begin pretrained and are trained as a whole (in-house, --tuning full): train so many "
+            "times, in other orders of the notes, and average the weights (a model soup: one model, as fast as one)."
+        },
+    )
     class_weights: str = field(
         default="balanced",
         metadata={
@@ -109,7 +116,7 @@ class ModelArguments:
     min_steps: int = field(
         default=0,
         metadata={
-            "help": "Train for at least so many steps, by more epochs (and as much more patience) where notes are few."
+            "help": "Train for at least so many steps, by more epochs where notes are few, looked at as often in all."
         },
     )
     memory_gb: float | None = field(
@@ -128,6 +135,10 @@ class ModelArguments:
             "help": "Leave a model for use in OUTPUT_DIR/model: the single split's own, or with folds one more, "
             "trained on all notes for as long and with the thresholds that the folds chose."
         },
+    )
+    country_iso_code: str | None = field(
+        default=None,
+        metadata={"help": "Where the machine stands, as FRA: for the CO2 of its power. Default: the world's average."},
     )
     cache_dir: str | None = field(
         default=None,
@@ -187,6 +198,7 @@ def build_model(
         dropout=model_args.dropout,
         word_dropout=model_args.word_dropout,
         ngram_buckets=NGRAM_BUCKETS * model_args.ngram_branch,
+        ngram_weight=0.0,  # until it is fitted (trainer.py)
         **labels,
     )
     if pretrained is not None:

@@ -6,38 +6,45 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
+from transformers import PreTrainedTokenizerBase
 
 from scratch_model import NgramBranch
 
 C = 10.0  # inverse strength of the penalty (ours)
 NEVER = -10.0  # the logit of a class that no training note has
+SHARES = np.linspace(0, 1, 11)
 MIN_NOTES = 2  # a bucket of fewer training notes says nothing
 
 
-def fit_ngrams(branch: NgramBranch, notes: list[list[list[int]]], labels: np.ndarray):
+def fit_ngrams(
+    branch: NgramBranch, tokenizer: PreTrainedTokenizerBase, notes: list[list[list[int]]], labels: np.ndarray
+):
     """Set the branch's parameters from training notes, in place.
 
     Args:
         notes: for each note its windows of token ids.
         labels: (notes,) class indices, or (notes, classes) with 0 and 1.
     """
+    branch.spelling.copy_(spell_tokens(tokenizer, *branch.spelling.shape))
     counts = []
     with torch.no_grad():
         for windows in notes:
             rows = [torch.tensor([window]) for window in windows]
             counted = sum(branch.count(row, torch.ones_like(row)) for row in rows)
-            counts.append(sparse.csr_array(counted.numpy()))
+            counts.append(sparse.csr_array(counted.flatten(1).numpy()))
     counts = sparse.vstack(counts, format="csr")
-    frequency = np.bincount(counts.indices, minlength=branch.buckets)  # notes that have the bucket
+    frequency = np.bincount(counts.indices, minlength=2 * branch.buckets)  # notes that have the bucket
     idf = np.where(frequency >= MIN_NOTES, np.log((1 + len(notes)) / (1 + frequency)) + 1, 0.0)
     counts.data = np.log1p(counts.data)
-    features = normalize(counts.multiply(idf[None, :]).tocsr())
+    weighted = counts.multiply(idf[None, :]).tocsr()
+    tokens, characters = weighted[:, : branch.buckets], weighted[:, branch.buckets :]
+    features = sparse.hstack([normalize(tokens), normalize(characters)], format="csr")
     regression = LogisticRegression(C=C, class_weight="balanced", max_iter=200)
     if labels.ndim == 2:
         regression = OneVsRestClassifier(LogisticRegression(C=C, class_weight="balanced", solver="liblinear"))
     regression.fit(features, labels)
     classes = len(branch.bias)
-    weight, bias = np.zeros((classes, branch.buckets)), np.full(classes, NEVER)
+    weight, bias = np.zeros((classes, 2 * branch.buckets)), np.full(classes, NEVER)
     if labels.ndim == 2:
         for number, each in enumerate(regression.estimators_):
             if hasattr(each, "coef_"):
@@ -49,5 +56,37 @@ def fit_ngrams(branch: NgramBranch, notes: list[list[list[int]]], labels: np.nda
             weight[number], bias[number] = sign * regression.coef_[0], sign * regression.intercept_[0]
     else:
         weight[regression.classes_], bias[regression.classes_] = regression.coef_, regression.intercept_
-    for parameter, values in ((branch.idf, idf), (branch.weight, weight), (branch.bias, bias)):
+    for parameter, values in ((branch.idf, idf.reshape(2, -1)), (branch.weight, weight), (branch.bias, bias)):
         parameter.data.copy_(torch.from_numpy(values))
+
+
+def choose_weight(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray, multi_label: bool) -> float:
+    """The branch's share of the probabilities, chosen on validation notes.
+
+    Of the shares 0, 0.1 ... 1 the one nearest to a half whose log loss is within a standard error of the least: few
+    notes tell little, and then the two count the same (the one-standard-error rule of Breiman et al. 1984; ours here).
+
+    Args:
+        encoder, ngrams: probabilities (notes, classes) of each by itself.
+        labels: (notes,) class indices, or (notes, classes) with 0 and 1 if `multi_label`.
+    """
+    losses = []  # (shares, notes)
+    for share in SHARES:
+        mixed = ((1 - share) * encoder + share * ngrams).clip(1e-6, 1 - 1e-6)
+        if multi_label:
+            losses.append(-np.where(labels == 1, np.log(mixed), np.log(1 - mixed)).sum(axis=1))
+        else:
+            losses.append(-np.log(mixed[np.arange(len(labels)), labels]))
+    losses = np.array(losses)
+    worse = losses - losses[losses.mean(axis=1).argmin()]
+    within = worse.mean(axis=1) <= worse.std(axis=1, ddof=1) / np.sqrt(len(labels)) + 1e-9
+    return float(min(SHARES[within], key=lambda share: abs(share - 0.5)))
+
+
+def spell_tokens(tokenizer: PreTrainedTokenizerBase, tokens: int, width: int) -> torch.Tensor:
+    """(tokens, width): the numbers of each token's characters in lower case, then zeros; special tokens have none."""
+    spelling = torch.zeros(tokens, width, dtype=torch.int32)
+    for token in set(range(min(tokens, len(tokenizer)))).difference(tokenizer.all_special_ids):
+        characters = [ord(character) for character in tokenizer.decode([token]).lower()[:width]]
+        spelling[token, : len(characters)] = torch.tensor(characters, dtype=torch.int32)
+    return spelling

@@ -21,7 +21,12 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch.utils.data import DataLoader
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 # These two register their models with the Auto classes: no remote code is run to load our own.
 import heads  # noqa: F401
@@ -51,25 +56,38 @@ def read_facts(model: str) -> dict:
         ) from error
 
 
-@torch.inference_mode()
 def predict_probabilities(model: str, facts: dict, texts: list[str], batch_size: int) -> np.ndarray:
     """Probabilities (notes, classes), in the order of `texts`."""
     if facts["kind"] == "baseline":
         classifier = TfidfClassifier.load(Path(model), facts["task"], facts["class_names"])
         return classifier.predict_probabilities(texts)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network = AutoModelForSequenceClassification.from_pretrained(model).to(device).eval()
+    network = AutoModelForSequenceClassification.from_pretrained(model).to(device)
     tokenizer = AutoTokenizer.from_pretrained(model)
     arguments = replace(
         DataArguments(), **{name: facts[name] for name in ("max_length", "long_notes", "window_stride")}
     )
-    encoded, too_long = tokenize_notes(texts, None, tokenizer, arguments)
+    logits, too_long = classify(network, tokenizer, texts, arguments, batch_size)
     logger.info("%d notes, %d of them over %d tokens", len(texts), too_long.sum(), arguments.max_length)
+    return probabilities_from_logits(logits, facts["task"])
+
+
+@torch.inference_mode()
+def classify(
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    arguments: DataArguments,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (notes, classes), in the order of `texts`, and for each note whether it is over `max_length` tokens."""
+    network.eval()
+    encoded, too_long = tokenize_notes(texts, None, tokenizer, arguments)
     by_length = np.argsort(encoded["length"], kind="stable")  # batches of similar length waste little on padding
     loader = DataLoader(encoded.select(by_length), batch_size, collate_fn=WindowCollator(tokenizer))
-    logits = [network(**{name: tensor.to(device) for name, tensor in batch.items()}).logits.cpu() for batch in loader]
-    probabilities = probabilities_from_logits(torch.cat(logits).numpy(), facts["task"])
-    return probabilities[np.argsort(by_length)]
+    batches = ({name: tensor.to(network.device) for name, tensor in batch.items()} for batch in loader)
+    logits = torch.cat([network(**batch).logits.float().cpu() for batch in batches])
+    return logits.numpy()[np.argsort(by_length)], too_long
 
 
 def label_notes(probabilities: np.ndarray, facts: dict) -> list[str]:

@@ -30,6 +30,8 @@ STATISTICS = {
     "F1": "Of the predictions of all test folds together, the mean over seeds (the table of results averages over "
     f"folds instead); in brackets the 95 % percentile bootstrap interval, {RESAMPLES:,} resamples of whole groups "
     "(patients, documents; notes where there are no groups): `interval`.",
+    "SD over folds / seeds": "Standard deviation of that F1, of a fold the mean over seeds, of a seed the mean over "
+    "folds: what other notes move, and what chance in training does: `aggregate` of evaluate.py.",
     "Difference from the best": "On the same notes, with its paired bootstrap interval; this is the effect size: "
     "`difference`.",
     "p": f"Paired permutation test of that difference, the answers to whole groups exchanged {PERMUTATIONS:,} times: "
@@ -47,9 +49,14 @@ COSTS = {
     "Hours, shared": "The same, that pass divided by the heads that used it, pretraining by the rows that did.",
     "Notes a second": "Prediction on the test folds, by the machine and the batches of the training; for a frozen "
     "encoder with its pass over these notes.",
+    "Notes a second, one core": "The model as it is kept, in float32, one note at a time on one core of a processor.",
+    "Energy, kWh": "Of the hours alone at the mean power of the training, by codecarbon: measured by the processor's "
+    "own counters, which count the whole machine, or estimated (est.) from its model and load.",
+    "CO2, g": "Of that energy, by the mix of the country that was given (--country_iso_code), else the world's mean.",
     "Peak memory, GB": "The most that the process held, imported libraries included; of the GPU where there is one.",
     "Trainable parameters": "Those that were trained; of a baseline its coefficients.",
     "All parameters": "Those that a prediction needs.",
+    "Size, MB": "Of the model on disk.",
 }
 # Likewise of the table of calibration, by functions of calibration.py.
 TRUST = {
@@ -342,6 +349,7 @@ def statistics_table(cells: pd.DataFrame, compared: Compared, average: str) -> T
         gap = f"{line.gap:+.3f} ({line.gap_low:+.3f} to {line.gap_high:+.3f})"
         values = [
             f"{line.score:.3f} ({line.low:.3f} to {line.high:.3f})",
+            " / ".join(number(cell[f"f1_{average}_sd_{over}"], ".3f") for over in ("folds", "seeds")),
             "best" if line.is_best else gap,
             number(line.p, ".2g"),
             number(line.p_holm, ".2g"),
@@ -378,8 +386,13 @@ def costs_table(cells: pd.DataFrame, price_per_hour: float | None) -> Table:
         row = [cell_name(cell), number(alone, ".3g"), number(shared, ".3g")]
         speed = 1 / seconds if seconds else None
         row.append(number(speed, ",.0f" if speed and speed >= 10 else ".2g"))
+        row.append(number(cell.one_core_notes_per_second, ",.1f"))
+        energy = alone * cell.power_watts / 1000
+        row.append(number(energy, ".2g") + ("" if cell.power_is_measured or pd.isna(energy) else " (est.)"))
+        row.append(number(energy * cell.co2_g_per_kwh, ".2g"))
         row.append(number(cell.peak_memory_mb / 1000, ".1f"))
         row += [number(cell.trainable_parameters, ",.0f"), number(cell.total_parameters, ",.0f")]
+        row.append(number(cell.model_megabytes, ".1f"))
         rows.append(row + ([] if price_per_hour is None else [f"{alone * price_per_hour:,.2f}"]))
     return Table(["Model", *COSTS, *([] if price_per_hour is None else [f"Price, {price_per_hour:g} an hour"])], rows)
 
@@ -588,7 +601,8 @@ def describe_runs(results: pd.DataFrame) -> dict[str, str]:
         "Task": f"{first.task}, {len(first.class_names)} classes: {', '.join(first.class_names)}",
         "Data fingerprint": f"`{first.fingerprint}`",
         "Folds": distinct(results.num_folds),
-        "Seeds": distinct(results.seed),
+        "Seeds": f"initialisation {distinct(results.seed)}; order of the notes {distinct(results.order_seed)}; splits "
+        f"{distinct(results.split_seed)}",
         "Hardware": " / ".join(sorted(hardware)),
         "Git commit": distinct(commits),
         "Python": distinct(results.python),

@@ -49,6 +49,7 @@ class ScratchConfig(PreTrainedConfig):
     word_dropout: float = 0.0  # probability that training sees the mask in the place of a token
     mask_token_id: int | None = None
     ngram_buckets: int = 0  # a power of two; 0: no n-gram branch
+    ngram_weight: float = 0.5  # of its probabilities; the rest is the encoder's
     num_experts: int = 0
     expert_capacity_factor: float = 1.25  # Switch Transformer, section 2.2
     router_aux_loss_coef: float = 0.01  # alpha of the Switch Transformer, equation 4
@@ -293,44 +294,57 @@ class ScratchLayer(nn.Module):
 
 
 class NgramBranch(nn.Module):
-    """Logistic regression on hashed n-grams of tokens: what words and phrases say by themselves.
+    """Logistic regression on hashed n-grams of tokens and of characters: what words and phrases say by themselves.
 
-    Every run of up to ORDER tokens falls into one of `buckets` numbers (hashing trick, Weinberger et al. 2009), so
-    that no list of them is kept: nothing in the model spells one out. A note is the vector of log(1 + count) x inverse
-    document frequency, of length 1. Fitted beforehand (ngrams.py) and not trained with the encoder (ours).
+    Every run of one to three tokens, and of three to five characters in lower case, falls into one of `buckets`
+    numbers (hashing trick, Weinberger et al. 2009), so that no list of them is kept: nothing in the model spells one
+    out. Tokens and characters are a vector each, of log(1 + count) x inverse document frequency and length 1. Fitted
+    beforehand (ngrams.py) and not trained with the encoder (ours).
 
-    Parameters: (classes + 1) buckets + classes.
+    Parameters: 2 (classes + 1) buckets + classes.
     """
 
-    ORDER = 3
+    TOKEN_ORDERS, CHARACTER_ORDERS = range(1, 4), range(3, 6)
+    SPELLED = 24  # characters of a token that count
 
     def __init__(self, config: ScratchConfig):
         super().__init__()
         self.buckets = config.ngram_buckets
-        self.idf = nn.Parameter(torch.empty(self.buckets), requires_grad=False)
-        self.weight = nn.Parameter(torch.empty(config.num_labels, self.buckets), requires_grad=False)
+        # how each token is spelled: the numbers of its characters in lower case, then zeros
+        self.register_buffer("spelling", torch.zeros(config.vocab_size, self.SPELLED, dtype=torch.int32))
+        self.idf = nn.Parameter(torch.empty(2, self.buckets), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(config.num_labels, 2 * self.buckets), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(config.num_labels), requires_grad=False)
 
     def count(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`input_ids`, `attention_mask` (B, T) -> how often each bucket occurs, (B, buckets)."""
-        counts = torch.zeros(len(input_ids), self.buckets, device=input_ids.device)
-        hashed, real = torch.zeros_like(input_ids), torch.ones_like(attention_mask)
-        tokens = input_ids.shape[1]
-        for order in range(min(self.ORDER, tokens)):
-            places = tokens - order
-            # a polynomial of the token ids modulo 2^64, its bits then mixed; an n-gram counts if all of it is real
-            hashed = hashed[:, :places] * 0x1E3779B97F4A7C15 + input_ids[:, order:] + 1
-            real = real[:, :places] * attention_mask[:, order:]
-            mixed = (hashed ^ (hashed >> 32)) * 0x56E8FEB86659FD93
-            bucket = (mixed ^ (mixed >> 32)) & (self.buckets - 1)
-            counts.scatter_add_(1, bucket, real.to(counts.dtype))
+        """`input_ids`, `attention_mask` (B, T) -> how often each bucket occurs, (B, 2, buckets), tokens first."""
+        characters = (self.spelling[input_ids].long() * attention_mask.unsqueeze(2)).flatten(1)
+        # Moved together: each to the place that the characters before it leave, zeros to the last.
+        place = torch.where(characters > 0, (characters > 0).cumsum(dim=1) - 1, characters.shape[1] - 1)
+        characters = torch.zeros_like(characters).scatter_add(1, place, characters)
+        tokens = self.count_runs(input_ids, attention_mask, self.TOKEN_ORDERS)
+        return torch.stack([tokens, self.count_runs(characters, characters > 0, self.CHARACTER_ORDERS)], dim=1)
+
+    def count_runs(self, numbers: torch.Tensor, real: torch.Tensor, orders: range) -> torch.Tensor:
+        """How often the runs of each bucket occur in `numbers` (B, N), (B, buckets); `real` (B, N): what counts."""
+        counts = torch.zeros(len(numbers), self.buckets, device=numbers.device)
+        hashed, whole = torch.zeros_like(numbers), torch.ones_like(real)
+        for order in range(1, min(orders.stop, numbers.shape[1] + 1)):
+            places = numbers.shape[1] - order + 1
+            # a polynomial of the numbers modulo 2^64, its bits then mixed; a run counts if all of it is real
+            hashed = hashed[:, :places] * 0x1E3779B97F4A7C15 + numbers[:, order - 1 :] + 1
+            whole = whole[:, :places] * real[:, order - 1 :]
+            if order in orders:
+                mixed = (hashed ^ (hashed >> 32)) * 0x56E8FEB86659FD93
+                bucket = (mixed ^ (mixed >> 32)) & (self.buckets - 1)
+                counts.scatter_add_(1, bucket, whole.to(counts.dtype))
         return counts
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """`input_ids`, `attention_mask` (B, T) -> logits (B, classes)."""
         with torch.autocast(input_ids.device.type, enabled=False):
             features = self.count(input_ids, attention_mask).log1p() * self.idf.float()
-            return F.linear(F.normalize(features, dim=1), self.weight.float(), self.bias.float())
+            return F.linear(F.normalize(features, dim=2).flatten(1), self.weight.float(), self.bias.float())
 
 
 class ScratchPreTrainedModel(PreTrainedModel):
@@ -358,6 +372,7 @@ class ScratchPreTrainedModel(PreTrainedModel):
         elif isinstance(module, NgramBranch):
             for parameter in module.parameters():
                 nn.init.zeros_(parameter)
+            init.zeros_(module.spelling)
         elif isinstance(module, RelativePositions):
             module.reset_parameters()
         elif isinstance(module, SwitchFeedForward):
@@ -461,8 +476,8 @@ class ScratchForMaskedLM(ScratchPreTrainedModel):
 class ScratchForSequenceClassification(ScratchPreTrainedModel):
     """The encoder, mean over real tokens, linear classifier.
 
-    With an n-gram branch its probabilities and the encoder's are averaged in evaluation; training sees the encoder's
-    alone (ours).
+    With an n-gram branch its probabilities and the encoder's are averaged in evaluation, `ngram_weight` being the
+    branch's share; training sees the encoder's alone (ours).
     """
 
     def __init__(self, config: ScratchConfig):
@@ -507,7 +522,7 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
         weights = weights / weights.sum(dim=1, keepdim=True)
         pooled = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)  # (rows, H)
         logits = self.classifier(self.dropout(pooled)).float()
-        if self.config.ngram_buckets and not self.training:
+        if self.config.ngram_buckets and self.config.ngram_weight and not self.training:
             logits = self.average(logits, self.ngrams(input_ids, attention_mask))
         if window_note is not None:
             notes = int(window_note.max()) + 1
@@ -522,10 +537,11 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
         return output
 
     def average(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Logits of the mean of the two probabilities; each (rows, num_labels)."""
+        """Logits of the mean of the two probabilities, `ngram_weight` of it the second; each (rows, num_labels)."""
+        weight = self.config.ngram_weight
         if self.config.problem_type == "multi_label_classification":
-            return torch.logit((first.sigmoid() + second.sigmoid()) / 2, eps=1e-7)
-        return ((first.softmax(dim=-1) + second.softmax(dim=-1)) / 2).clamp(min=1e-12).log()
+            return torch.logit(torch.lerp(first.sigmoid(), second.sigmoid(), weight), eps=1e-7)
+        return torch.lerp(first.softmax(dim=-1), second.softmax(dim=-1), weight).clamp(min=1e-12).log()
 
 
 # Within this repository the Auto classes know the model; elsewhere they get it from the copy of this file that

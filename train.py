@@ -51,7 +51,7 @@ from results import (
     write_json,
     write_result,
 )
-from splits import Split, draw_splits, fingerprint, report_repeated_texts, take_training_notes
+from splits import Split, draw_splits, draw_training_parts, fingerprint, report_repeated_texts
 from trainer import Run, Trained, train_baseline, train_network
 
 logger = logging.getLogger("train")
@@ -67,7 +67,7 @@ RECIPES = {
     "baseline": dict(),
 }
 # Likewise of ModelArguments, for models pretrained in-house; docs/few-labels.md has what was measured.
-OF_THE_MODEL = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True, min_steps=400)
+OF_THE_MODEL = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True, min_steps=1200)
 COMMON_RECIPE = dict(
     weight_decay=0.01,
     per_device_eval_batch_size=64,
@@ -95,7 +95,9 @@ DECISIVE = (
 ).split()
 
 # The arguments of the model that cannot.
-NOT_DECISIVE = ("seeds", "keep_model", "overwrite", "cache_dir", "features_only", "memory_gb")
+NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only memory_gb country_iso_code".split()
+SPEED_NOTES, SPEED_SECONDS = 64, 5.0
+NOT_MEASURED = {"one_core_notes_per_second": None, "model_megabytes": None}
 OF_PRETRAINING = ("unlabeled", "pretrain_on", "pretraining_tokens", "transductive")  # of models pretrained in-house
 
 
@@ -136,6 +138,11 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         check_pretraining(model_args)
     if model_args.ngram_branch and chosen.kind not in ("scratch", "in-house"):
         raise ArgumentError(f"--ngram_branch: {chosen.run_id} is no small Transformer.")
+    if model_args.ensemble < 1 or (model_args.ensemble > 1 and chosen.kind not in ("in-house", "full")):
+        raise ArgumentError(
+            f"--ensemble {model_args.ensemble} with {chosen.run_id}: give 1, or more with a model that begins "
+            "pretrained and is trained as a whole (--tuning full, or one pretrained in-house)."
+        )
     if model_args.features_only and chosen.kind != "frozen":
         raise ArgumentError(f"--features_only: {chosen.run_id} has no frozen encoder.")
     if data_args.train_size is not None and model_args.keep_model:
@@ -156,10 +163,13 @@ def check_pretraining(model_args: ModelArguments):
 # ---- one fold ------------------------------------------------------------------------------------------------------
 
 
-def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) -> tuple[Trained, pd.DataFrame, dict]:
+def run_fold(
+    run: Run, split: Split, seed: int, folder: Path, settings: dict, is_last: bool
+) -> tuple[Trained, pd.DataFrame, dict]:
     """Train on one fold, tune its threshold on validation, read its test part once.
 
-    Returns the trained model, its predictions on the test part, and the result but for its `run` section.
+    Returns the trained model, its predictions on the test part, and the result but for its `run` section; the result
+    of the last fold and seed also has what the model costs in use.
     """
     notes, training_args = run.notes, run.training_args
     checkpoints = folder / "checkpoints"
@@ -211,6 +221,8 @@ def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) ->
             **trained.cost,
             "evaluation_seconds": seconds,
             "peak_memory_mb": peak_memory_mb(),
+            # of the last fold alone: a frozen encoder, which no fold needs, is loaded for it and stays in memory
+            **(measure_deployment(run, trained, split) if is_last else NOT_MEASURED),
         },
         "environment": describe_environment(),
     }
@@ -228,6 +240,27 @@ def run_fold(run: Run, split: Split, seed: int, folder: Path, settings: dict) ->
     return trained, predictions, result
 
 
+def measure_deployment(run: Run, trained: Trained, split: Split) -> dict:
+    """Notes a second on one core, one note at a time as a hospital's system would ask, and the size on disk.
+
+    Of test notes evenly spread, as many as SPEED_NOTES and SPEED_SECONDS allow.
+    """
+    if run.training_args.world_size > 1:
+        return NOT_MEASURED
+    rows = split.test[np.linspace(0, len(split.test) - 1, min(SPEED_NOTES, len(split.test))).astype(int)]
+    first, *others = [run.notes.texts[row] for row in rows]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    trained.deploy([first], 1)  # which builds and loads things
+    started, count = time.perf_counter(), 0
+    while count < len(others) and time.perf_counter() - started < SPEED_SECONDS:
+        trained.deploy([others[count]], 1)
+        count += 1
+    speed = count / (time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    return {"one_core_notes_per_second": speed, "model_megabytes": trained.count_bytes() / 1e6}
+
+
 # ---- the whole run -------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +268,7 @@ def resolve_settings(run: Run, seed: int) -> dict:
     """Every argument that can move a number, as it goes into the result file; of `--unlabeled` text a fingerprint."""
     model_args, training_args = run.model_args, run.training_args
     in_house = model_args.kind == "in-house"
-    left_out = NOT_DECISIVE if in_house else NOT_DECISIVE + OF_PRETRAINING
+    left_out = NOT_DECISIVE if in_house else [*NOT_DECISIVE, *OF_PRETRAINING]
     model = {name: value for name, value in asdict(model_args).items() if name not in left_out}
     if in_house:
         model["unlabeled"] = run.unlabeled.fingerprint()
@@ -285,12 +318,15 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
         trained = train_baseline(run, split, Settings(*chosen.most_common(1)[0][0]))
     else:
         epochs = statistics.median(result["cost"]["best_epoch"] for result in fold_results)
+        ngram_weight = None
+        if run.model_args.ngram_branch:
+            ngram_weight = statistics.median(result["model"]["ngram_weight"] for result in fold_results)
         folder = run.output / "model-checkpoints"
         settings = resolve_settings(run, seed)
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
                 discard_foreign_checkpoints(folder, settings | {"epochs": epochs})
-        trained = train_network(run, split, seed, folder, epochs)
+        trained = train_network(run, split, seed, folder, epochs, ngram_weight)
     trained_on = f"All {len(notes)} notes." if len(splits) > 1 else f"The {len(train)} notes of the training part."
     save_model(run, trained, fold_results, trained_on)
 
@@ -348,8 +384,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     repeated = report_repeated_texts(notes)
     splits = draw_splits(notes, data_args)
     data_fingerprint = fingerprint(notes, splits)  # of the whole: a learning curve's points belong to one table
-    if data_args.train_size is not None:
-        splits = [take_training_notes(notes, split, data_args.train_size, data_args.split_seed) for split in splits]
+    splits = draw_training_parts(notes, splits, data_args)
     if model_args.kind in TUNINGS:
         prepare_encoder(model_args, data_args)
 
@@ -373,10 +408,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 continue
             sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.parts())
             logger.info("%s (%s)", what, sizes)
-            trained, predictions, result = run_fold(run, split, seed, folder, settings)
+            is_last = seed == model_args.seeds[-1] and number == len(splits) - 1
+            trained, predictions, result = run_fold(run, split, seed, folder, settings, is_last)
             result["data"] |= {"fingerprint": data_fingerprint, **repeated}
             result["run"] = describe_run(model_args, data_args, output) | {
                 "seed": seed,
+                "order_seed": seed if training_args.data_seed is None else training_args.data_seed,
+                "split_seed": data_args.split_seed,
                 "fold": number,
                 "num_folds": len(splits),
                 "num_seeds": len(model_args.seeds),

@@ -7,10 +7,12 @@ import copy
 import json
 import logging
 import math
+import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import datasets
@@ -18,28 +20,32 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch.nn import functional as F
-from torch.utils.data import SequentialSampler
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
+    PreTrainedModel,
     PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from backbones import find_backbone, load_config_and_tokenizer
 from baseline import Settings, TfidfClassifier
 from batches import WindowCollator, tokenize_notes
-from callbacks import EpochLine, StopAfterEpoch, TrainingClock
+from callbacks import EpochLine, EvaluateEvery, StopAfterEpoch, TrainingClock
 from corpus import Corpus, of_notes, read_corpus
 from data import DataArguments, Notes
+from energy import measure_power
 from features import FeatureCollator, FrozenFeatures, load_or_compute
 from memory import plan_memory
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
 from models import PRETRAINED_HERE, ModelArguments, build_model, put_encoder_back, suit_cpu
-from ngrams import fit_ngrams
+from ngrams import choose_weight, fit_ngrams
+from predict import classify
 from pretrain import (
     BLOCK_LENGTH,
     REPORT_FILE,
@@ -53,6 +59,8 @@ from results import last_complete_checkpoint
 from splits import Split, balanced_class_weights
 
 logger = logging.getLogger("train")
+
+MEMBER_SEED = 1000  # so far apart are the seeds of the members of an ensemble (ours)
 
 
 def weighted_loss(
@@ -100,6 +108,18 @@ def fit_into_memory(
     )
 
 
+class OrderedByLength(LengthGroupedSampler):
+    """Batches of notes of like length, in an order of their own for each epoch: so a resumed run has the same."""
+
+    def __init__(self, arguments: TrainingArguments, dataset: datasets.Dataset):
+        self.seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+        batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        super().__init__(batch, lengths=dataset["length"], generator=torch.Generator().manual_seed(self.seed))
+
+    def set_epoch(self, epoch: int):
+        self.generator.manual_seed(self.seed + epoch)
+
+
 class NoteTrainer(Trainer):
     """A Trainer whose loss weighs classes and adds the experts' load-balancing loss."""
 
@@ -121,6 +141,15 @@ class NoteTrainer(Trainer):
         if "auxiliary_loss" in outputs:
             loss = loss + outputs["auxiliary_loss"]
         return (loss, outputs) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler | None:
+        """Grouped by length, in an order that `--data_seed` decides, or `--seed` where that is not given.
+
+        The library's own takes that order from the random numbers of everything else, whatever the seed of the data.
+        """
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        return OrderedByLength(self.args, train_dataset or self.train_dataset)
 
     def _get_eval_sampler(self, eval_dataset) -> SequentialSampler:
         """Predictions in the order of the notes: grouping by length, meant for training, would permute them."""
@@ -222,6 +251,8 @@ class Trained:
     predict: Callable[[np.ndarray], np.ndarray]  # note indices -> probabilities (notes, classes)
     save: Callable[[Path, list[float] | None], None]  # write it to a folder, with these thresholds
     too_long: dict[str, int]  # notes over max_length, per part
+    deploy: Callable[[list[str], int], np.ndarray]  # texts, notes at a time: as predict.py would; spoils `predict`
+    count_bytes: Callable[[], int]  # of the model on disk; spoils `predict` too
     settings: Settings | None = None  # what validation chose for the baseline
 
 
@@ -231,26 +262,38 @@ def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> 
     started = time.perf_counter()
     classifier = TfidfClassifier(notes.task, notes.class_names)
     texts = {part: [notes.texts[row] for row in rows] for part, rows in split.parts()}
-    if settings is None:
-        settings = classifier.fit_and_select(
-            texts["train"], notes.labels[split.train], texts["validation"], notes.labels[split.validation]
-        )
-    else:
-        classifier.fit(texts["train"], notes.labels[split.train], settings)
+    with measure_power(run.model_args.country_iso_code) as power:
+        if settings is None:
+            settings = classifier.fit_and_select(
+                texts["train"], notes.labels[split.train], texts["validation"], notes.labels[split.validation]
+            )
+        else:
+            classifier.fit(texts["train"], notes.labels[split.train], settings)
+    seconds = time.perf_counter() - started
+
+    def count_bytes() -> int:
+        run.output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=run.output) as folder:  # words of the notes are in it
+            classifier.save(Path(folder))
+            return sum(file.stat().st_size for file in Path(folder).iterdir())
+
     parameters = classifier.count_parameters()
     described = {"kind": "baseline", "backbone": None, "revision": None, "stand_in_for": None}
-    described |= {"transductive": False, "pretraining": None}
+    described |= {"transductive": False, "pretraining": None, "ngram_weight": None}
     return Trained(
         model=described | {"trainable_parameters": parameters, "total_parameters": parameters, **asdict(settings)},
         cost={
-            "training_hours": (time.perf_counter() - started) / 3600,
+            "training_hours": seconds / 3600,
             "feature_hours": 0.0,
             "pretraining_hours": 0.0,
             "epochs": None,
             "best_epoch": None,
+            **power.as_cost(),
         },
         predict=lambda rows: classifier.predict_probabilities([notes.texts[row] for row in rows]),
         save=lambda folder, thresholds: classifier.save(folder),
+        deploy=lambda texts, batch: classifier.predict_probabilities(texts),
+        count_bytes=count_bytes,
         too_long={part: 0 for part, _ in split.parts()},
         settings=settings,
     )
@@ -262,11 +305,13 @@ def train_network(
     seed: int,
     folder: Path,
     epochs: float | None = None,
+    ngram_weight: float | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
     """Train by the Hugging Face Trainer, resuming from the last checkpoint in `folder` if there is one.
 
-    With `epochs`, it trains for so long and selects nothing: `split.validation` is then not looked at.
+    With `epochs`, it trains for so long and selects nothing: `split.validation` is then not looked at, and an n-gram
+    branch gets the weight that is given.
     """
     model_args, data_args, training_args, notes = run.model_args, run.data_args, run.training_args, run.notes
     frozen = model_args.kind == "frozen"
@@ -292,20 +337,6 @@ def train_network(
         done = "cut into windows" if data_args.long_notes == "windows" else "truncated"
         logger.info("  notes over %d tokens, %s: %s", data_args.max_length, done, too_long)
 
-    started = time.perf_counter()
-    if model_args.ngram_branch:
-        fit_ngrams(model.ngrams, encoded["train"][0]["input_ids"], notes.labels[split.train])
-    fitting_seconds = time.perf_counter() - started
-    metric = NoteClassificationMetric(notes.task, notes.class_names)
-
-    def score(prediction: EvalPrediction) -> dict[str, float]:
-        """Validation scores at the threshold that is best there: what the result file reports, on the test part."""
-        probabilities = probabilities_from_logits(prediction.predictions, notes.task)
-        labels = prediction.label_ids.astype(np.int64)
-        thresholds = tune_thresholds(probabilities, labels, notes.task)
-        scores = metric.compute(predictions=probabilities, references=labels, thresholds=thresholds)
-        return {name: value for name, value in scores.items() if isinstance(value, float)}
-
     arguments = copy.copy(training_args)
     arguments.output_dir = str(folder)
     arguments.seed = seed
@@ -315,35 +346,72 @@ def train_network(
     if model_args.memory_gb and not frozen:
         fit_into_memory(model_args.memory_gb, model, encoded["train"][0], collator, arguments)
     arguments.num_train_epochs = epochs_to_train(model_args, arguments, len(split.train))
-    longer = arguments.num_train_epochs / training_args.num_train_epochs
-    callbacks = [*callbacks]
-    if epochs is not None:
-        arguments.eval_strategy, arguments.load_best_model_at_end = "no", False
-        callbacks.append(StopAfterEpoch(epochs))
-    elif model_args.early_stopping_patience:
-        callbacks.append(EarlyStoppingCallback(math.ceil(model_args.early_stopping_patience * longer)))
     class_weights = None
     if model_args.class_weights == "balanced":
         class_weights = torch.tensor(balanced_class_weights(notes, split.train), dtype=torch.float32)
-    trainer = NoteTrainer(
-        model=model,
-        args=arguments,
-        data_collator=collator,
-        train_dataset=encoded["train"][0],
-        eval_dataset=encoded["validation"][0] if epochs is None else None,
-        compute_metrics=score,
-        callbacks=callbacks,
-        class_weights=class_weights,
-    )
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(folder))
-    trainer.compute_metrics = None  # from here on it only predicts: nothing is tuned on what it sees
 
-    def save(target: Path, thresholds: list[float] | None):
+    def fit(network: PreTrainedModel | PeftModel, member: int) -> NoteTrainer:
+        """The trainer of one training from the start, done; the selected weights are in its model."""
+        its_arguments, its_callbacks = copy.copy(arguments), [*callbacks]
+        if member:
+            its_arguments.seed = seed + member * MEMBER_SEED
+            its_arguments.output_dir = str(folder / f"member-{member}")
+        if arguments.num_train_epochs > training_args.num_train_epochs:
+            its_callbacks.append(EvaluateEvery(round(arguments.num_train_epochs / training_args.num_train_epochs)))
+        if epochs is not None:
+            its_arguments.eval_strategy, its_arguments.load_best_model_at_end = "no", False
+            its_callbacks.append(StopAfterEpoch(epochs))
+        elif model_args.early_stopping_patience:
+            its_callbacks.append(EarlyStoppingCallback(model_args.early_stopping_patience))
+        trainer = NoteTrainer(
+            model=network,
+            args=its_arguments,
+            data_collator=collator,
+            train_dataset=encoded["train"][0],
+            eval_dataset=encoded["validation"][0] if epochs is None else None,
+            compute_metrics=lambda prediction: score_validation(prediction, notes.task, notes.class_names),
+            callbacks=its_callbacks,
+            class_weights=class_weights,
+        )
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(Path(its_arguments.output_dir)))
+        trainer.compute_metrics = None  # from here on it only predicts: nothing is tuned on what it sees
+        return trainer
+
+    # all members begin with the same weights, else there would be no mean of them
+    beginnings = [copy.deepcopy(model) for _ in range(1, model_args.ensemble)]
+    with measure_power(model_args.country_iso_code) as power:
+        trainers = [fit(network, member) for member, network in enumerate([model, *beginnings])]
+    trainer = trainers[0]
+    average_weights([each.accelerator.unwrap_model(each.model) for each in trainers])
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        return probabilities_from_logits(trainer.predict(encode(rows)[0]).predictions, notes.task)
+
+    started = time.perf_counter()
+    if model_args.ngram_branch:
+        small = trainer.accelerator.unwrap_model(trainer.model)
+        fit_ngrams(small.ngrams, tokenizer, encoded["train"][0]["input_ids"], notes.labels[split.train])
+        if ngram_weight is None:
+            alone = {}
+            for small.config.ngram_weight in (0.0, 1.0):
+                alone[small.config.ngram_weight] = predict(split.validation)
+            ngram_weight = choose_weight(*alone.values(), notes.labels[split.validation], notes.task == "multi-label")
+            logger.info("  n-grams count %.0f %%", 100 * ngram_weight)
+        small.config.ngram_weight = ngram_weight
+    fitting_seconds = time.perf_counter() - started
+
+    @cache
+    def whole() -> PreTrainedModel:
+        """The model as it is kept, with its encoder; the trainer's is not to be used any more."""
         network = trainer.accelerator.unwrap_model(trainer.model)
         if isinstance(network, PeftModel):
             network = network.merge_and_unload()
         if frozen:
             put_encoder_back(network, find_backbone(model_args.model, model_args.model_revision))
+        return network.cpu()
+
+    def save(target: Path, thresholds: list[float] | None):
+        network = whole()
         network.config.thresholds = thresholds
         tokenizer.model_max_length = data_args.max_length
         for config in (network.config, getattr(network.config, "encoder_config", None)):
@@ -353,15 +421,39 @@ def train_network(
         tokenizer.save_pretrained(target)
 
     return Trained(
-        model=described | {"pretraining": pretraining and describe_pretraining(pretrained, pretraining)},
+        model=described
+        | {
+            "pretraining": pretraining and describe_pretraining(pretrained, pretraining),
+            "ngram_weight": ngram_weight if model_args.ngram_branch else None,
+        },
         cost={
-            "training_hours": (fitting_seconds + trainer.training_seconds) / 3600,
+            "training_hours": (fitting_seconds + sum(each.training_seconds for each in trainers)) / 3600,
             "feature_hours": run.features.hours if frozen else 0.0,
             "pretraining_hours": pretraining["cost"]["training_hours"] if pretraining else 0.0,
-            "epochs": round(trainer.state.epoch, 2),
-            "best_epoch": round(trainer.best_epoch, 2),
+            "epochs": round(sum(each.state.epoch for each in trainers), 2),
+            "best_epoch": round(statistics.median(each.best_epoch for each in trainers), 2),
+            **power.as_cost(),
         },
-        predict=lambda rows: probabilities_from_logits(trainer.predict(encode(rows)[0]).predictions, notes.task),
+        predict=predict,
         save=save,
         too_long=too_long,
+        deploy=lambda texts, batch: classify(whole(), tokenizer, texts, data_args, batch)[0],
+        count_bytes=lambda: sum(each.numel() * each.element_size() for each in whole().state_dict().values()),
     )
+
+
+def score_validation(prediction: EvalPrediction, task: str, class_names: list[str]) -> dict[str, float]:
+    """Validation scores at the threshold that is best there: what the result file reports, on the test part."""
+    probabilities = probabilities_from_logits(prediction.predictions, task)
+    labels = prediction.label_ids.astype(np.int64)
+    thresholds = tune_thresholds(probabilities, labels, task)
+    metric = NoteClassificationMetric(task, class_names)
+    scores = metric.compute(predictions=probabilities, references=labels, thresholds=thresholds)
+    return {name: value for name, value in scores.items() if isinstance(value, float)}
+
+
+@torch.no_grad()
+def average_weights(members: list[torch.nn.Module]):
+    """The mean of the members' parameters, in the first of them (Wortsman et al. 2022, arXiv 2203.05482)."""
+    for parameters in zip(*(member.parameters() for member in members), strict=True):
+        parameters[0].copy_(torch.stack([each.float().to(parameters[0].device) for each in parameters]).mean(dim=0))

@@ -21,10 +21,18 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
     scores = dict.fromkeys(names, score) | {"per_class": {}, "confusion_matrix": [[1, 0], [0, 1]], "collapsed": False}
     splits = {"train": 60, "validation": 20, "test": 20}
     result = {
-        "schema_version": 3,
+        "schema_version": 4,
         "status": "finished",
-        "run": {"run_id": run_id, "model": "drbert", "head": "grn", "tuning": "frozen", "seed": 0, "fold": fold}
-        | {"num_folds": 3, "num_seeds": 1, "dataset": "synthetic", "train_size": None},
+        "run": {
+            "run_id": run_id,
+            "model": "drbert",
+            "head": "grn",
+            "tuning": "frozen",
+            "seed": 0,
+            "order_seed": 0,
+            "fold": fold,
+        }
+        | {"split_seed": 0, "num_folds": 3, "num_seeds": 1, "dataset": "synthetic", "train_size": None},
         "arguments": {},
         "data": {
             "fingerprint": "abc123",
@@ -49,6 +57,11 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
             "pretraining_hours": 0.0,
             "evaluation_seconds": 1.2,
             "peak_memory_mb": 900.0,
+            "one_core_notes_per_second": 8.0,
+            "model_megabytes": 450.0,
+            "power_watts": 20.0,
+            "co2_g_per_kwh": 50.0,
+            "power_is_measured": False,
         }
         | {"epochs": 7, "best_epoch": 4},
         "environment": {
@@ -100,5 +113,5 @@ def write_failure(
     (folder / run_id).mkdir(parents=True, exist_ok=True)
     run = {"run_id": run_id, "model": model, "head": head, "tuning": tuning, "dataset": "synthetic"}
     run["train_size"] = None
-    content = {"schema_version": 3, "status": "failed", "run": run, "error": error}
+    content = {"schema_version": 4, "status": "failed", "run": run, "error": error}
     (folder / run_id / "failed.json").write_text(json.dumps(content), encoding="utf-8")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from callbacks import PretrainingLine, StopAfterEpoch, TrainingClock
+from callbacks import EvaluateEvery, PretrainingLine, StopAfterEpoch, TrainingClock
 
 
 def test_the_clock_goes_on_after_a_checkpoint():
@@ -45,3 +45,14 @@ def test_pretraining_tells_step_losses_and_time_left(caplog):
     assert [record.message.strip() for record in caplog.records] == [
         "step 25/100  loss 4.500  held-out loss 4.250  at most 3.0 min left"
     ]
+
+
+def test_many_short_epochs_are_not_all_evaluated():
+    told = []
+    for epoch in range(1, 8):
+        control = TrainerControl(should_evaluate=True, should_save=True)
+        state = TrainerState(epoch=float(epoch), global_step=10 * epoch, max_steps=70)
+        EvaluateEvery(3).on_epoch_end(None, state, control)
+        assert control.should_save == control.should_evaluate
+        told.append(control.should_evaluate)
+    assert told == [False, False, True, False, False, True, True]  # and after the last

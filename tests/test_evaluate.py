@@ -83,7 +83,7 @@ def test_verdict_is_printed_and_reported(runs, evaluate):
     rows = [line for line in table.splitlines() if line.startswith("| ")]
     names = [row.split("|")[1].strip() for row in rows]
     assert names == ["Model", "**tfidf**", "drbert", "transformer"]
-    assert rows[2].split("|")[3].strip() == "best"
+    assert rows[2].split("|")[4].strip() == "best"
 
 
 def test_predictions_that_cannot_be_read_are_named_and_left_out(runs, evaluate):
@@ -140,7 +140,7 @@ def test_estimate_is_compared_with_what_was_measured(runs, evaluate):
         "unfinished": {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "epochs": 10},
         "never-run": {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "epochs": 10},
     }
-    content = {"schema_version": 3, "status": "estimated", "runs": expected, "wall_hours": 4.0}
+    content = {"schema_version": 4, "status": "estimated", "runs": expected, "wall_hours": 4.0}
     (runs / "estimate.json").write_text(json.dumps(content))
     evaluate()
     table = (runs.parent / "report" / "results.md").read_text().split("## Hours, estimated")[1]
@@ -297,11 +297,11 @@ def test_two_data_sets_are_two_tables(runs, evaluate):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"schema_version": 3, "status": "fini', "cannot be read as JSON (JSONDecodeError)"),
-        ('["le patient tousse"]', "not a file of schema version 3"),
-        ('{"schema_version": 0, "status": "finished"}', "not a file of schema version 3"),
-        ('{"schema_version": 3, "status": "running"}', "its status is not 'finished'"),
-        ('{"schema_version": 3, "status": "finished", "run": {"run_id": "x"}}', "lacks run.dataset"),
+        ('{"schema_version": 4, "status": "fini', "cannot be read as JSON (JSONDecodeError)"),
+        ('["le patient tousse"]', "not a file of schema version 4"),
+        ('{"schema_version": 0, "status": "finished"}', "not a file of schema version 4"),
+        ('{"schema_version": 4, "status": "running"}', "its status is not 'finished'"),
+        ('{"schema_version": 4, "status": "finished", "run": {"run_id": "x"}}', "lacks run.dataset"),
     ],
 )
 def test_damaged_file_is_named_and_left_out(runs, evaluate, content, problem):

@@ -7,8 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 from transformers import AutoModelForSequenceClassification
 
-from ngrams import C, fit_ngrams
+from ngrams import C, choose_weight, fit_ngrams, spell_tokens
 from scratch_model import NgramBranch, ScratchConfig, ScratchForSequenceClassification
+from tokenization import train_tokenizer
 
 SMALL = dict(vocab_size=60, hidden_size=16, num_attention_heads=2, intermediate_size=32, ngram_buckets=2**12)
 
@@ -24,39 +25,70 @@ def invent(count=40, classes=2):
     return notes, labels
 
 
-def branch(classes=2):
+WORDS = ["Le", "patient", "n'a", "pas", "de", "fièvre", "métastases"]
+TOKENIZER = train_tokenizer([" ".join(WORDS)] * 6, family="bpe", vocab_size=300, max_length=32)
+
+
+def branch(classes=2, spelled=()):
+    """With the tokens of `spelled`, (id, text) pairs, having characters."""
     made = NgramBranch(ScratchConfig(**SMALL, num_labels=classes))
     for parameter in made.parameters():
         torch.nn.init.zeros_(parameter)
+    for token, text in spelled:
+        made.spelling[token, : len(text)] = torch.tensor([ord(character) for character in text])
     return made
 
 
 def test_each_run_of_up_to_three_tokens_is_counted_once():
     counts = branch().count(torch.tensor([[7, 8, 7, 8, 7]]), torch.ones(1, 5, dtype=torch.long))
     # 7 three times, 8 twice; 78 and 87 twice; 787 twice, 878 once
-    assert sorted(counts[counts > 0].tolist()) == [1, 2, 2, 2, 2, 3] and counts.shape == (1, 2**12)
+    assert sorted(counts[counts > 0].tolist()) == [1, 2, 2, 2, 2, 3] and counts.shape == (1, 2, 2**12)
+    assert counts[:, 1].sum() == 0  # no token has characters
     other_order = branch().count(torch.tensor([[8, 7, 7, 8, 7]]), torch.ones(1, 5, dtype=torch.long))
     assert not torch.equal(counts, other_order)
 
 
+def test_each_run_of_three_to_five_characters_is_counted_once_wherever_tokens_end():
+    made = branch(spelled=[(7, "ab"), (8, "cab"), (9, "abcab"), (10, "abc")])
+    whole, mask = torch.tensor([[9]]), torch.ones(1, 1, dtype=torch.long)
+    counts = made.count(whole, mask)[0, 1]
+    # abc, bca, cab; abca, bcab; abcab
+    assert sorted(counts[counts > 0].tolist()) == [1] * 6
+    for pieces in ([7, 8], [10, 7], [7, 5, 8]):  # 5 has no characters
+        ids = torch.tensor([pieces])
+        assert torch.equal(made.count(ids, torch.ones_like(ids))[0, 1], counts)
+    assert not torch.equal(made.count(torch.tensor([[8, 7]]), torch.ones(1, 2, dtype=torch.long))[0, 1], counts)
+
+
+def test_tokens_are_spelled_in_lower_case_and_special_ones_not_at_all():
+    spelling = spell_tokens(TOKENIZER, len(TOKENIZER) + 2, 24)
+    ids = TOKENIZER("Le patient n'a pas de FIÈVRE")["input_ids"]
+    characters = [chr(number) for token in ids for number in spelling[token] if number]
+    assert "".join(characters).startswith("le patient n'a pas de fi")
+    assert len(spelling) == len(TOKENIZER) + 2 and spelling[TOKENIZER.all_special_ids].sum() == 0
+    assert (spell_tokens(TOKENIZER, len(TOKENIZER), 2) > 0).sum(1).max() == 2
+
+
 def test_padding_and_short_notes_add_nothing():
     ids, mask = torch.tensor([[7, 8, 9, 0, 0], [7, 0, 0, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
-    padded = branch().count(ids, mask)
-    assert torch.equal(padded[0], branch().count(ids[:1, :3], mask[:1, :3])[0])
-    assert padded.sum(1).tolist() == [3 + 2 + 1, 1]
+    made = branch(spelled=[(0, "padding"), (7, "a"), (8, "bc"), (9, "d")])
+    padded = made.count(ids, mask)
+    assert torch.equal(padded[0], made.count(ids[:1, :3], mask[:1, :3])[0])
+    assert padded.sum(2).tolist() == [[3 + 2 + 1, 2 + 1], [1, 0]]
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_as_scikit_learn_on_the_same_counts(classes):
     notes, labels = invent(classes=classes)
     fitted = branch(classes)
-    fit_ngrams(fitted, notes, labels)
+    fit_ngrams(fitted, TOKENIZER, notes, labels)
     ids = torch.tensor([windows[0] for windows in notes])
     mask = torch.ones_like(ids)
     counts = fitted.count(ids, mask).numpy()
+    assert counts[:, 1].sum() > 0
     frequency = (counts > 0).sum(0)
     idf = np.where(frequency >= 2, np.log(41 / (1 + frequency)) + 1, 0)
-    features = normalize(np.log1p(counts) * idf)
+    features = np.hstack([normalize(part) for part in (np.log1p(counts) * idf).transpose(1, 0, 2)])
     expected = LogisticRegression(C=C, class_weight="balanced", max_iter=200).fit(features, labels)
     probabilities = fitted(ids, mask).softmax(1).detach().numpy()
     np.testing.assert_allclose(probabilities, expected.predict_proba(features), atol=1e-3)
@@ -66,7 +98,7 @@ def test_as_scikit_learn_on_the_same_counts(classes):
 def test_multi_label_notes():
     notes, labels = invent(classes=3)
     fitted = branch(3)
-    fit_ngrams(fitted, notes, np.eye(3, dtype=int)[labels])
+    fit_ngrams(fitted, TOKENIZER, notes, np.eye(3, dtype=int)[labels])
     ids = torch.tensor([windows[0] for windows in notes])
     assert ((fitted(ids, torch.ones_like(ids)).sigmoid() > 0.5).numpy() == np.eye(3, dtype=bool)[labels]).all()
 
@@ -74,12 +106,12 @@ def test_multi_label_notes():
 def test_labels_that_no_or_every_note_has():
     notes, labels = invent(classes=2)
     fitted = branch(4)
-    fit_ngrams(fitted, notes, np.stack([labels, 1 - labels, 0 * labels, 0 * labels + 1], axis=1))
+    fit_ngrams(fitted, TOKENIZER, notes, np.stack([labels, 1 - labels, 0 * labels, 0 * labels + 1], axis=1))
     ids = torch.tensor([windows[0] for windows in notes])
     probabilities = fitted(ids, torch.ones_like(ids)).sigmoid()
     assert (probabilities[:, 2] < 0.01).all() and (probabilities[:, 3] > 0.99).all()
     unused = branch(3)  # classes 0 and 2 alone
-    fit_ngrams(unused, notes, 2 * labels)
+    fit_ngrams(unused, TOKENIZER, notes, 2 * labels)
     assert (unused(ids, torch.ones_like(ids)).argmax(1).numpy() == 2 * labels).all()
     assert unused.bfloat16()(ids, torch.ones_like(ids)).isfinite().all()
 
@@ -88,7 +120,7 @@ def test_evaluation_averages_probabilities_and_training_does_not(tmp_path):
     torch.manual_seed(0)
     model = ScratchForSequenceClassification(ScratchConfig(**SMALL, num_labels=2, dropout=0.0))
     notes, labels = invent()
-    fit_ngrams(model.ngrams, notes, labels)
+    fit_ngrams(model.ngrams, TOKENIZER, notes, labels)
     ids = torch.tensor([windows[0] for windows in notes])
     alone = model.train()(ids).logits
     averaged = model.eval()(ids).logits
@@ -103,7 +135,33 @@ def test_evaluation_averages_probabilities_and_training_does_not(tmp_path):
 def test_several_windows_of_a_note_are_one_note():
     notes, labels = invent()
     whole, cut = branch(), branch()
-    fit_ngrams(whole, [[windows[0][:4] + windows[0][4:]] for windows in notes], labels)
-    fit_ngrams(cut, [[windows[0][:4], windows[0][4:]] for windows in notes], labels)
+    fit_ngrams(whole, TOKENIZER, [[windows[0][:4] + windows[0][4:]] for windows in notes], labels)
+    fit_ngrams(cut, TOKENIZER, [[windows[0][:4], windows[0][4:]] for windows in notes], labels)
     assert cut.idf.gt(0).sum() < whole.idf.gt(0).sum()  # but for the n-grams across the cut
     assert cut.weight.abs().sum() > 0
+
+
+def test_the_share_of_the_branch_is_chosen_on_validation():
+    labels = np.arange(200) % 2
+    good, bad = np.eye(2)[labels] * 0.8 + 0.1, np.full((200, 2), 0.5)
+    assert choose_weight(good, bad, labels, False) == 0.0
+    assert choose_weight(bad, good, labels, False) == 1.0
+    assert choose_weight(good, good, labels, False) == 0.5  # nothing to choose: they count the same
+    draw = np.random.default_rng(0)
+    noisy = [np.clip(np.eye(2)[labels[:20]] * 0.6 + draw.normal(0.2, 0.2, (20, 2)), 0.05, 0.95) for _ in range(2)]
+    assert 0.3 <= choose_weight(*noisy, labels[:20], False) <= 0.7  # few notes, alike: not far from a half
+    several = np.eye(2, dtype=int)[labels]
+    assert choose_weight(good, bad, several, True) == 0.0 and choose_weight(bad, good, several, True) == 1.0
+
+
+def test_the_weight_of_the_branch():
+    model = ScratchForSequenceClassification(ScratchConfig(**SMALL, num_labels=2, dropout=0.0)).eval()
+    notes, labels = invent()
+    fit_ngrams(model.ngrams, TOKENIZER, notes, labels)
+    ids = torch.tensor([windows[0] for windows in notes])
+    logits = {}
+    for share in (0.0, 0.25, 1.0):
+        model.config.ngram_weight = share
+        logits[share] = model(ids).logits.softmax(1)
+    torch.testing.assert_close(logits[0.25], 0.75 * logits[0.0] + 0.25 * logits[1.0])
+    torch.testing.assert_close(logits[1.0], model.ngrams(ids, torch.ones_like(ids)).softmax(1))

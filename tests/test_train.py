@@ -43,16 +43,22 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
     tested = []
     for fold in range(2):
         result = read(output / f"fold-{fold}")
-        assert result["schema_version"] == 3 and result["status"] == "finished"
+        assert result["schema_version"] == 4 and result["status"] == "finished"
         assert result["run"] == {
             "run_id": "transformer", "model": "transformer", "head": None, "tuning": None, "dataset": "notes.csv",
-            "seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1, "train_size": None,
+            "seed": 0, "order_seed": 0, "split_seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1,
+            "train_size": None,
         }  # fmt: skip
         assert result["data"]["class_names"] == ["other", "failure"] and result["data"]["task"] == "binary"
         assert sum(part["notes"] for part in result["data"]["splits"].values()) == 90
         assert result["model"]["trainable_parameters"] == result["model"]["total_parameters"] > 0
         assert result["cost"]["training_hours"] > 0 and result["cost"]["feature_hours"] == 0
         assert 1 <= result["cost"]["best_epoch"] <= result["cost"]["epochs"] <= 2
+        # what the model costs in use is measured once, in the last fold; this one is its weights of 4 bytes
+        assert (result["cost"]["one_core_notes_per_second"] is not None) == (fold == 1)
+        if fold == 1:
+            assert result["cost"]["one_core_notes_per_second"] > 0
+            assert result["cost"]["model_megabytes"] == 4 * result["model"]["total_parameters"] / 1e6
         assert set(result["environment"]) == {"git_commit", "git_dirty", "python", "packages", "hardware"}
         # the predictions beside it give the same numbers again, and name each note once
         predictions = pd.read_parquet(output / f"fold-{fold}" / "predictions.parquet")

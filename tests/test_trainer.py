@@ -9,12 +9,17 @@ from conftest import invent_notes
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
+from batches import tokenize_notes
 from data import DataArguments, load_notes
 from models import ModelArguments
+from pretrain import ArgumentError
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
 from splits import draw_splits
+from tokenization import train_tokenizer
 from train import parse_arguments
-from trainer import NoteTrainer, Run, epochs_to_train, train_network, weighted_loss
+from trainer import NoteTrainer, Run, average_weights, epochs_to_train, train_network, weighted_loss
+
+TOKENIZER = train_tokenizer(invent_notes(40)["text"].tolist(), family="bpe", vocab_size=300, max_length=64)
 
 
 def test_weighted_loss_by_hand():
@@ -108,6 +113,25 @@ def test_same_seed_same_probabilities(notes_file, tmp_path, seed):
     assert not np.allclose(first, probabilities(seed + 2, "c"))
 
 
+def test_the_order_of_the_notes_has_a_seed_of_its_own(notes_file, tmp_path):
+    def orders(*more):
+        run, split = run_for(notes_file, tmp_path, *more)
+        data, _ = tokenize_notes([run.notes.texts[row] for row in split.train], None, TOKENIZER, run.data_args)
+        run.training_args.eval_strategy, run.training_args.load_best_model_at_end = "no", False
+        trainer = NoteTrainer(model=torch.nn.Linear(1, 1), args=run.training_args, train_dataset=data)
+        sampler = trainer._get_train_sampler()
+        epochs = []
+        for epoch in (0, 1):
+            sampler.set_epoch(epoch)
+            torch.rand(3)  # other random numbers do not matter
+            epochs.append(list(sampler))
+        assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(len(split.train))) and epochs[0] != epochs[1]
+        return epochs
+
+    assert orders("--seed", "3") == orders("--seed", "3") == orders("--seed", "4", "--data_seed", "3")
+    assert orders("--seed", "3") != orders("--seed", "3", "--data_seed", "4")
+
+
 def test_frozen_checkpoints_hold_the_head_alone(notes_file, tmp_path, encoder_folder):
     run, split = run_for(notes_file, tmp_path, "--model", str(encoder_folder), "--head", "adapter")
     trained = train_network(run, split, 0, tmp_path / "fold")
@@ -149,3 +173,25 @@ def test_kinds_of_model():
     assert ModelArguments(model="moe-transformer-pretrained").kind == "in-house"
     assert ModelArguments(model="drbert", tuning="lora").kind == "lora"
     assert DataArguments().max_length == 256  # the paper's limit
+
+
+def test_an_ensemble_is_the_mean_of_its_members(notes_file, tmp_path, encoder_folder):
+    """Members begin alike and see the notes in other orders; the mean of one is itself."""
+    asked = ["--model", str(encoder_folder), "--tuning", "full", "--head", "linear", "--learning_rate", "1e-3"]
+    run, split = run_for(notes_file, tmp_path, *asked, "--ensemble", "2", "--early_stopping_patience", "0")
+    trained = train_network(run, split, 0, tmp_path / "fold")
+    assert trained.cost["epochs"] == 4  # two epochs each
+    assert (tmp_path / "fold" / "member-1").is_dir() and not (tmp_path / "fold" / "member-2").exists()
+    probabilities = trained.predict(split.test)
+    alone = run_for(notes_file, tmp_path, *asked)
+    single = train_network(*alone, 0, tmp_path / "single").predict(split.test)
+    assert not np.allclose(probabilities, single)
+    first, second = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    expected = (first.weight + second.weight).detach() / 2
+    average_weights([first, second])
+    torch.testing.assert_close(first.weight.detach(), expected)
+
+
+def test_only_models_that_begin_pretrained_have_an_ensemble(notes_file):
+    with pytest.raises(ArgumentError, match="--ensemble 2 with transformer: give 1, or more with a model that begins"):
+        parse_arguments(["--model", "transformer", "--dataset", str(notes_file), "--ensemble", "2"])

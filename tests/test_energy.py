@@ -1,0 +1,49 @@
+"""Power while something runs: plausible watts, the mix of a country, nothing where it was too short."""
+
+import time
+
+import pytest
+
+import energy
+from energy import counters_can_be_read, measure_power
+
+
+def keep_busy(seconds):
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends:
+        sum(range(10_000))
+
+
+@pytest.mark.parametrize(("country", "low", "high"), [(None, 300, 700), ("FRA", 10, 150)])
+def test_power_and_the_mix_of_the_country(country, low, high):
+    with measure_power(country) as reading:
+        keep_busy(1.5)
+        assert reading.power_watts is None  # not before the end
+    assert 1 < reading.power_watts < 2000
+    assert low < reading.co2_g_per_kwh < high
+    assert set(reading.as_cost()) == {"power_watts", "co2_g_per_kwh", "power_is_measured"}
+
+
+def test_what_is_too_short_to_tell_is_not_told():
+    with measure_power(None) as reading:
+        pass
+    assert reading.power_watts is None and reading.co2_g_per_kwh is None and not reading.power_is_measured
+
+
+def test_an_error_within_is_passed_on():
+    with pytest.raises(KeyError), measure_power(None):
+        raise KeyError
+    with measure_power(None) as reading:  # and the next measurement works
+        keep_busy(1.2)
+    assert reading.power_watts > 0
+
+
+def test_measured_only_where_the_counters_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(energy, "COUNTERS", tmp_path)
+    assert not counters_can_be_read()
+    (tmp_path / "intel-rapl:0").mkdir()
+    (tmp_path / "intel-rapl:0" / "energy_uj").mkdir()  # there, and cannot be read
+    assert not counters_can_be_read()
+    (tmp_path / "intel-rapl:1").mkdir()
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("123")
+    assert counters_can_be_read()
