@@ -110,7 +110,7 @@ def probe(run: Run, folder: Path) -> Speed:
     split = Split(np.setdiff1d(np.arange(len(rows)), held_out), held_out, np.array([], dtype=int))
     arguments.output_dir, arguments.num_train_epochs, arguments.max_steps = str(folder), PROBE_EPOCHS[1], -1
     model_args.cache_dir, model_args.early_stopping_patience = str(folder / "features"), 0
-    model_args.pretraining_tokens, model_args.min_steps = PROBE_TOKENS, 0
+    model_args.pretraining_tokens, model_args.min_steps, model_args.ensemble = PROBE_TOKENS, 0, 1
     notes = run.notes.select(rows)
     run = replace(
         run, model_args=model_args, training_args=arguments, notes=notes, held_out_anywhere=held_out, pretrained={}
@@ -158,6 +158,7 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
         if arguments.max_steps > 0:
             batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
             epochs = arguments.max_steps * batch / np.mean([len(split.train) for split in splits])
+        epochs *= run.model_args.ensemble
         an_epoch = sum(speed.epoch(split) for split in splits)
         training = epochs * an_epoch * len(run.model_args.seeds)
     predicted = sum(len(split.validation) + len(split.test) for split in splits) * len(run.model_args.seeds)

@@ -149,6 +149,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--price_per_hour",
+        "--price-per-hour",
         type=float,
         help="what an hour of the machine costs, in any currency: adds a column of prices",
     )

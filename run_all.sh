@@ -13,6 +13,7 @@
 #   --train-sizes a,b  for learning curves, each model once for each number of training notes (default: full, which
 #                      is all of them): 100,250,500,1000,full
 #   --unlabeled P ...  further text, files or folders, for the models pretrained in-house
+#   --price-per-hour R what an hour of the machine costs, in any currency: the report then has prices
 #   --dry-run          print the plan with the hours it will take, from a short probe of each kind of run, and stop
 # Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size.
 # A run that fails does not stop the others; what is finished is kept when the command is given again.
@@ -27,7 +28,7 @@ dataset=synthetic folds=5 jobs=auto output=runs report=report demo=false dry_run
 models=tfidf,transformer,moe-transformer,transformer-pretrained,moe-transformer-pretrained,camembert-bio,alibert,drbert
 heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
-sizes=full unlabeled=()
+sizes=full unlabeled=() prices=()
 known_heads=${heads//,/ } known_tunings=${tunings//,/ }
 # The grid compares; `train.py` with the same arguments and folder then adds the model for use to a finished run.
 extra=(--keep_model False)
@@ -42,8 +43,8 @@ while (($#)); do
     --demo) shift; continue ;;
     --dry-run | --dry_run) dry_run=true; shift; continue ;;
     -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; exit 0 ;;
-    --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report | --train-sizes | --train_sizes)
-      (($# > 1)) || die "$1 needs a value" ;;
+    --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report) ;;
+    --train-sizes | --train_sizes | --price-per-hour | --price_per_hour) ;;
     --unlabeled)
       shift
       while (($#)) && [[ $1 != --* ]]; do
@@ -54,10 +55,12 @@ while (($#)); do
     --model | --head | --output_dir) die "$1 is for train.py; the grid has --models, --heads and --output" ;;
     *) extra+=("$1"); shift; continue ;;
   esac
+  (($# > 1)) || die "$1 needs a value"
   case "$1" in
     --dataset) dataset=$2 ;; --models) models=$2 ;; --heads) heads=$2 ;; --tuning) tunings=$2 ;;
     --folds) folds=$2 ;; --jobs) jobs=$2 ;; --output) output=$2 ;; --report) report=$2 ;;
     --train-sizes | --train_sizes) sizes=$2 ;;
+    --price-per-hour | --price_per_hour) prices=(--price_per_hour "$2") ;;
   esac
   shift 2
 done
@@ -194,7 +197,7 @@ wait
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 status=0
-python evaluate.py "${output}" --output "${report}" || status=1
+python evaluate.py "${output}" --output "${report}" ${prices[@]+"${prices[@]}"} || status=1
 if [[ -s ${output}/logs/failures.txt ]]; then
   echo "failed:"
   sed 's/^/  /' "${output}/logs/failures.txt"

@@ -170,6 +170,16 @@ def test_mean_sd_and_hours(runs, evaluate):
     assert "0.850 ± 0.050" in printed and "F1 (macro)" in " ".join(printed.split())
 
 
+def test_spread_over_folds_and_over_seeds_are_told_apart(runs, evaluate):
+    for seed, of_seed in enumerate([(0.80, 0.90, 0.70), (0.82, 0.92, 0.72)]):
+        for fold, score in enumerate(of_seed):
+            write_result(runs / f"seed-{seed}", fold=fold, score=score, run__seed=seed, run__num_seeds=2)
+    code, _, complaints, rows = evaluate()
+    assert (code, complaints) == (0, "")
+    assert rows.f1_macro_sd_folds[0] == pytest.approx(0.1)  # of 0.81, 0.91, 0.71
+    assert rows.f1_macro_sd_seeds[0] == pytest.approx(0.02 / 2**0.5)  # of 0.80 and 0.82
+
+
 def test_one_fold_has_no_sd(runs, evaluate):
     write_result(runs, run__num_folds=1)
     code, printed, _, rows = evaluate()

@@ -274,7 +274,19 @@ def test_costs_count_the_pass_once_and_share_it(runs, make_report):
     assert (tfidf["Hours, alone"], tfidf["Hours, shared"], tfidf["Notes a second"]) == ("2", "2", "10")
     assert grn["Notes a second"] == "0.055"  # 0.1 s a note, and 18 s of the pass
     assert (linear["Peak memory, GB"], linear["All parameters"]) == ("0.9", "112,000,000")
+    # 2.5 hours at 20 W; 50 g a kilowatt-hour
+    assert (grn["Energy, kWh"], grn["CO2, g"], tfidf["Energy, kWh"]) == ("0.05 (est.)", "2.5", "0.04 (est.)")
+    assert (grn["Notes a second, one core"], grn["Size, MB"]) == ("8.0", "450.0")
     assert "Price" not in (make_report() / "results.md").read_text()
+
+
+def test_costs_that_were_not_measured_are_a_dash(runs, make_report):
+    unknown = {f"cost__{name}": None for name in ("power_watts", "co2_g_per_kwh", "one_core_notes_per_second")}
+    write_run(runs, "tfidf", **unknown)
+    write_run(runs, "drbert", "grn", "frozen", cost__power_is_measured=True)
+    tfidf, grn = markdown_rows((make_report() / "results.md").read_text(), "### What it costs")
+    assert [tfidf[name] for name in ("Energy, kWh", "CO2, g", "Notes a second, one core")] == ["-"] * 3
+    assert "est." not in grn["Energy, kWh"] and grn["Energy, kWh"] != "-"
 
 
 def test_durations_are_in_the_unit_a_reader_would_use():
