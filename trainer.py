@@ -368,7 +368,7 @@ def train_network(
             args=its_arguments,
             data_collator=collator,
             train_dataset=encoded["train"][0],
-            eval_dataset=encoded["validation"][0] if epochs is None else None,
+            eval_dataset=by_length(encoded["validation"][0])[0] if epochs is None else None,
             compute_metrics=lambda prediction: score_validation(prediction, notes.task, notes.class_names),
             callbacks=its_callbacks,
             class_weights=class_weights,
@@ -385,7 +385,8 @@ def train_network(
     average_weights([each.accelerator.unwrap_model(each.model) for each in trainers])
 
     def predict(rows: np.ndarray) -> np.ndarray:
-        return probabilities_from_logits(trainer.predict(encode(rows)[0]).predictions, notes.task)
+        ordered, order = by_length(encode(rows)[0])
+        return probabilities_from_logits(trainer.predict(ordered).predictions, notes.task)[np.argsort(order)]
 
     started = time.perf_counter()
     if model_args.ngram_branch:
@@ -440,6 +441,12 @@ def train_network(
         deploy=lambda texts, batch: classify(whole(), tokenizer, texts, data_args, batch)[0],
         count_bytes=lambda: sum(each.numel() * each.element_size() for each in whole().state_dict().values()),
     )
+
+
+def by_length(notes: datasets.Dataset) -> tuple[datasets.Dataset, np.ndarray]:
+    """The notes from short to long, and which they were: batches of like length have little padding."""
+    order = np.argsort(notes["length"], kind="stable")
+    return notes.select(order), order
 
 
 def score_validation(prediction: EvalPrediction, task: str, class_names: list[str]) -> dict[str, float]:
