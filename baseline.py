@@ -92,6 +92,10 @@ class TfidfClassifier:
         fitted = [member for member in members if hasattr(member, "coef_")]
         return sum(member.coef_.size + member.intercept_.size for member in fitted)
 
+    def count_bytes(self) -> int:
+        """Of the file that `save` writes; counted in memory, since it spells out words of the notes."""
+        return len(skops_io.dumps(self.pipeline))
+
     def save(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         skops_io.dump(self.pipeline, folder / MODEL_FILE)

@@ -5,16 +5,19 @@ elsewhere it estimates from the processor's model and how busy this process keep
 """
 
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
 from codecarbon import OfflineEmissionsTracker
+from codecarbon.input import DataSource
 
 COUNTERS = Path("/sys/class/powercap")
 SHORTEST = 1.0  # seconds; of less than that the load of a processor says nothing
+LONGEST = 600.0  # seconds between two looks at a counter, which begins anew after some 250 kJ
 
 
 @dataclass
@@ -31,8 +34,14 @@ class Reading:
 
 
 @cache
+def known_countries() -> Collection[str]:
+    """Three-letter codes (ISO 3166) of the countries whose mix codecarbon knows."""
+    return DataSource().get_global_energy_mix_data().keys()
+
+
+@cache
 def start_tracker(country: str | None) -> OfflineEmissionsTracker:
-    """One for the process: to look the hardware up takes seconds. `country` is a three-letter code (ISO 3166)."""
+    """One for the process: to look the hardware up takes seconds. `country` is one of `known_countries`."""
     logging.getLogger("codecarbon").setLevel(logging.ERROR)
     return OfflineEmissionsTracker(
         country_iso_code=country or "unknown",  # then the world's average
@@ -46,16 +55,30 @@ def start_tracker(country: str | None) -> OfflineEmissionsTracker:
 @contextmanager
 def measure_power(country: str | None) -> Iterator[Reading]:
     """Measure what is run within; the reading is filled at its end."""
-    reading = Reading()
+    reading, parts, ended = Reading(), [], threading.Event()
     tracker = start_tracker(country)
+
+    def look_now_and_then():
+        while not ended.wait(LONGEST):
+            parts.append(tracker.stop_task())
+            tracker.start_task()
+
     tracker.start_task()
+    watch = threading.Thread(target=look_now_and_then, daemon=True)
+    watch.start()
     try:
         yield reading
     finally:
-        used = tracker.stop_task()
-        if used is not None and used.duration >= SHORTEST and used.energy_consumed > 0:
-            reading.power_watts = used.energy_consumed * 3.6e6 / used.duration
-            reading.co2_g_per_kwh = used.emissions * 1000 / used.energy_consumed
+        ended.set()
+        watch.join()
+        parts.append(tracker.stop_task())
+        parts = [part for part in parts if part is not None]
+        seconds, energy, emissions = (
+            sum(getattr(part, name) for part in parts) for name in ("duration", "energy_consumed", "emissions")
+        )
+        if seconds >= SHORTEST and energy > 0:
+            reading.power_watts = energy * 3.6e6 / seconds
+            reading.co2_g_per_kwh = emissions * 1000 / energy
             reading.power_is_measured = counters_can_be_read()
 
 

@@ -29,9 +29,9 @@ def fit_ngrams(
     counts = []
     with torch.no_grad():
         for windows in notes:
-            rows = [torch.tensor([window]) for window in windows]
+            rows = [torch.tensor([window], device=branch.spelling.device) for window in windows]
             counted = sum(branch.count(row, torch.ones_like(row)) for row in rows)
-            counts.append(sparse.csr_array(counted.flatten(1).numpy()))
+            counts.append(sparse.csr_array(counted.flatten(1).cpu().numpy()))
     counts = sparse.vstack(counts, format="csr")
     frequency = np.bincount(counts.indices, minlength=2 * branch.buckets)  # notes that have the bucket
     idf = np.where(frequency >= MIN_NOTES, np.log((1 + len(notes)) / (1 + frequency)) + 1, 0.0)
@@ -70,6 +70,8 @@ def choose_weight(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray, m
         encoder, ngrams: probabilities (notes, classes) of each by itself.
         labels: (notes,) class indices, or (notes, classes) with 0 and 1 if `multi_label`.
     """
+    if len(labels) < 2:
+        return 0.5
     losses = []  # (shares, notes)
     for share in SHARES:
         mixed = ((1 - share) * encoder + share * ngrams).clip(1e-6, 1 - 1e-6)

@@ -410,13 +410,14 @@ def class_table(answers: Answers, class_names: tuple[str, ...]) -> Table:
             answers.labels[:, number_of_class] == 1 if answers.is_multi_label else answers.labels == number_of_class
         )
         record = {"Class": name, **{title: f"{value:.3f}" for title, value in values.items()}}
-        records.append(record | {"Test notes": f"{support.sum():,}"})
+        records.append(record | {"Test notes": f"{support.sum() // answers.repeats:,}"})
     return Table.of(records)
 
 
 def confusion_table(answers: Answers, class_names: tuple[str, ...]) -> Table:
-    """Notes by true class and answer, all folds together, the mean over seeds; multi-label notes class by class."""
-    counts = answers.by_group.sum(axis=1).mean(axis=0)
+    """Notes by true class and answer, all folds together, the mean over seeds and over several draws of the folds;
+    multi-label notes class by class."""
+    counts = answers.by_group.sum(axis=1).mean(axis=0) / answers.repeats
     if answers.is_multi_label:
         rows, columns = counts[:-2].reshape(-1, 4)[:, [3, 2, 1, 0]], ["found", "missed", "false alarm", "rightly not"]
         first = "Class"

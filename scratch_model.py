@@ -522,12 +522,10 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
         weights = weights / weights.sum(dim=1, keepdim=True)
         pooled = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)  # (rows, H)
         logits = self.classifier(self.dropout(pooled)).float()
+        logits = self.mean_of_windows(logits, window_note)  # (notes, num_labels)
         if self.config.ngram_buckets and self.config.ngram_weight and not self.training:
-            logits = self.average(logits, self.ngrams(input_ids, attention_mask))
-        if window_note is not None:
-            notes = int(window_note.max()) + 1
-            total = logits.new_zeros(notes, logits.shape[1]).index_add_(0, window_note, logits)
-            logits = total / torch.bincount(window_note, minlength=notes).unsqueeze(1)  # (notes, num_labels)
+            of_ngrams = self.ngrams(input_ids, attention_mask)
+            logits = self.average(logits, self.mean_of_windows(of_ngrams, window_note))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -536,8 +534,17 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
             output["auxiliary_loss"] = encoded["auxiliary_loss"]
         return output
 
+    @staticmethod
+    def mean_of_windows(logits: torch.Tensor, window_note: torch.Tensor | None) -> torch.Tensor:
+        """`logits` (rows, num_labels) -> (notes, num_labels)."""
+        if window_note is None:
+            return logits
+        notes = int(window_note.max()) + 1
+        total = logits.new_zeros(notes, logits.shape[1]).index_add_(0, window_note, logits)
+        return total / torch.bincount(window_note, minlength=notes).unsqueeze(1)
+
     def average(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Logits of the mean of the two probabilities, `ngram_weight` of it the second; each (rows, num_labels)."""
+        """Logits of the mean of the two probabilities, `ngram_weight` of it the second; each (notes, num_labels)."""
         weight = self.config.ngram_weight
         if self.config.problem_type == "multi_label_classification":
             return torch.logit(torch.lerp(first.sigmoid(), second.sigmoid(), weight), eps=1e-7)

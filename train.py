@@ -35,6 +35,7 @@ from backbones import BackboneError
 from baseline import Settings
 from calibration import fit_temperature, operating_points
 from data import DataArguments, DataError, load_notes
+from energy import known_countries
 from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, tune_thresholds
@@ -52,7 +53,7 @@ from results import (
     write_result,
 )
 from splits import Split, draw_splits, draw_training_parts, fingerprint, report_repeated_texts
-from trainer import Run, Trained, train_baseline, train_network
+from trainer import Run, Trained, epochs_to_train, train_baseline, train_network
 
 logger = logging.getLogger("train")
 
@@ -142,6 +143,11 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         raise ArgumentError(
             f"--ensemble {model_args.ensemble} with {chosen.run_id}: give 1, or more with a model that begins "
             "pretrained and is trained as a whole (--tuning full, or one pretrained in-house)."
+        )
+    if model_args.country_iso_code is not None and model_args.country_iso_code not in known_countries():
+        raise ArgumentError(
+            f"--country_iso_code {model_args.country_iso_code}: not known; give three letters, as FRA, or leave it "
+            "out for the world's average."
         )
     if model_args.features_only and chosen.kind != "frozen":
         raise ArgumentError(f"--features_only: {chosen.run_id} has no frozen encoder.")
@@ -317,7 +323,13 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
         chosen = Counter((result["model"]["C"], result["model"]["class_weight"]) for result in fold_results)
         trained = train_baseline(run, split, Settings(*chosen.most_common(1)[0][0]))
     else:
-        epochs = statistics.median(result["cost"]["best_epoch"] for result in fold_results)
+        # Of its own schedule as much as of the folds': with --min_steps that of more notes has fewer epochs.
+        share = statistics.median(
+            result["cost"]["best_epoch"]
+            / epochs_to_train(run.model_args, training_args, result["data"]["splits"]["train"]["notes"])
+            for result in fold_results
+        )
+        epochs = share * epochs_to_train(run.model_args, training_args, len(train))
         ngram_weight = None
         if run.model_args.ngram_branch:
             ngram_weight = statistics.median(result["model"]["ngram_weight"] for result in fold_results)

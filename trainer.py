@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ import datasets
 import numpy as np
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
@@ -55,12 +55,13 @@ from pretrain import (
     gather_text,
     pretrain_in_house,
 )
-from results import last_complete_checkpoint
+from results import last_complete_checkpoint, write_json
 from splits import Split, balanced_class_weights
 
 logger = logging.getLogger("train")
 
 MEMBER_SEED = 1000  # so far apart are the seeds of the members of an ensemble (ours)
+MEMBER_FILE, MEMBER_WEIGHTS = "member.json", "member.safetensors"
 
 
 def weighted_loss(
@@ -271,12 +272,6 @@ def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> 
             classifier.fit(texts["train"], notes.labels[split.train], settings)
     seconds = time.perf_counter() - started
 
-    def count_bytes() -> int:
-        run.output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=run.output) as folder:  # words of the notes are in it
-            classifier.save(Path(folder))
-            return sum(file.stat().st_size for file in Path(folder).iterdir())
-
     parameters = classifier.count_parameters()
     described = {"kind": "baseline", "backbone": None, "revision": None, "stand_in_for": None}
     described |= {"transductive": False, "pretraining": None, "ngram_weight": None}
@@ -293,7 +288,7 @@ def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> 
         predict=lambda rows: classifier.predict_probabilities([notes.texts[row] for row in rows]),
         save=lambda folder, thresholds: classifier.save(folder),
         deploy=lambda texts, batch: classifier.predict_probabilities(texts),
-        count_bytes=count_bytes,
+        count_bytes=classifier.count_bytes,
         too_long={part: 0 for part, _ in split.parts()},
         settings=settings,
     )
@@ -350,12 +345,13 @@ def train_network(
     if model_args.class_weights == "balanced":
         class_weights = torch.tensor(balanced_class_weights(notes, split.train), dtype=torch.float32)
 
-    def fit(network: PreTrainedModel | PeftModel, member: int) -> NoteTrainer:
+    def train_member(network: PreTrainedModel | PeftModel, number: int, output: Path) -> NoteTrainer:
         """The trainer of one training from the start, done; the selected weights are in its model."""
         its_arguments, its_callbacks = copy.copy(arguments), [*callbacks]
-        if member:
-            its_arguments.seed = seed + member * MEMBER_SEED
-            its_arguments.output_dir = str(folder / f"member-{member}")
+        its_arguments.output_dir = str(output)
+        its_arguments.seed += number * MEMBER_SEED
+        if its_arguments.data_seed is not None:
+            its_arguments.data_seed += number * MEMBER_SEED
         if arguments.num_train_epochs > training_args.num_train_epochs:
             its_callbacks.append(EvaluateEvery(round(arguments.num_train_epochs / training_args.num_train_epochs)))
         if epochs is not None:
@@ -373,16 +369,21 @@ def train_network(
             callbacks=its_callbacks,
             class_weights=class_weights,
         )
-        trainer.train(resume_from_checkpoint=last_complete_checkpoint(Path(its_arguments.output_dir)))
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
         trainer.compute_metrics = None  # from here on it only predicts: nothing is tuned on what it sees
         return trainer
 
-    # all members begin with the same weights, else there would be no mean of them
-    beginnings = [copy.deepcopy(model) for _ in range(1, model_args.ensemble)]
     with measure_power(model_args.country_iso_code) as power:
-        trainers = [fit(network, member) for member, network in enumerate([model, *beginnings])]
-    trainer = trainers[0]
-    average_weights([each.accelerator.unwrap_model(each.model) for each in trainers])
+        members = []
+        for number in range(1, model_args.ensemble):  # each begins with the same weights, else they had no mean
+            output = folder / f"member-{number}"
+            if not (output / MEMBER_FILE).is_file():  # else it was done before an interruption
+                keep_member(train_member(copy.deepcopy(model), number, output), output)
+            members.append(Member.load(output))
+        trainer = train_member(model, 0, folder)
+        members.append(Member.of(trainer))
+    if len(members) > 1:
+        average_weights(trainer.accelerator.unwrap_model(trainer.model), members)
 
     def predict(rows: np.ndarray) -> np.ndarray:
         ordered, order = by_length(encode(rows)[0])
@@ -404,7 +405,8 @@ def train_network(
     @cache
     def whole() -> PreTrainedModel:
         """The model as it is kept, with its encoder; the trainer's is not to be used any more."""
-        network = trainer.accelerator.unwrap_model(trainer.model)
+        # without the wrapper that computes in bfloat16: in use it is a model of float32
+        network = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
         if isinstance(network, PeftModel):
             network = network.merge_and_unload()
         if frozen:
@@ -428,11 +430,11 @@ def train_network(
             "ngram_weight": ngram_weight if model_args.ngram_branch else None,
         },
         cost={
-            "training_hours": (fitting_seconds + sum(each.training_seconds for each in trainers)) / 3600,
+            "training_hours": (fitting_seconds + sum(member.seconds for member in members)) / 3600,
             "feature_hours": run.features.hours if frozen else 0.0,
             "pretraining_hours": pretraining["cost"]["training_hours"] if pretraining else 0.0,
-            "epochs": round(sum(each.state.epoch for each in trainers), 2),
-            "best_epoch": round(statistics.median(each.best_epoch for each in trainers), 2),
+            "epochs": round(sum(member.epochs for member in members), 2),
+            "best_epoch": round(statistics.median(member.best_epoch for member in members), 2),
             **power.as_cost(),
         },
         predict=predict,
@@ -459,8 +461,39 @@ def score_validation(prediction: EvalPrediction, task: str, class_names: list[st
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 
+@dataclass
+class Member:
+    """One training of an ensemble, done: its weights, on the processor's side, and what it took."""
+
+    weights: dict[str, torch.Tensor]
+    epochs: float
+    best_epoch: float
+    seconds: float
+
+    @classmethod
+    def of(cls, trainer: NoteTrainer) -> "Member":
+        network = trainer.accelerator.unwrap_model(trainer.model)
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in network.named_parameters()}
+        return cls(weights, trainer.state.epoch, trainer.best_epoch, trainer.training_seconds)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Member":
+        took = json.loads((folder / MEMBER_FILE).read_text(encoding="utf-8"))
+        return cls(load_file(folder / MEMBER_WEIGHTS), **took)
+
+
+def keep_member(trainer: NoteTrainer, folder: Path):
+    """Write what `Member.load` reads; the file that says it is whole comes last."""
+    member = Member.of(trainer)
+    if trainer.is_world_process_zero():
+        save_file(member.weights, folder / MEMBER_WEIGHTS)
+        took = {name: getattr(member, name) for name in ("epochs", "best_epoch", "seconds")}
+        write_json(folder / MEMBER_FILE, took)
+    trainer.args.distributed_state.wait_for_everyone()
+
+
 @torch.no_grad()
-def average_weights(members: list[torch.nn.Module]):
-    """The mean of the members' parameters, in the first of them (Wortsman et al. 2022, arXiv 2203.05482)."""
-    for parameters in zip(*(member.parameters() for member in members), strict=True):
-        parameters[0].copy_(torch.stack([each.float().to(parameters[0].device) for each in parameters]).mean(dim=0))
+def average_weights(network: torch.nn.Module, members: list[Member]):
+    """Give the network the mean of the members' weights (Wortsman et al. 2022, arXiv 2203.05482)."""
+    for name, weight in network.named_parameters():
+        weight.copy_(torch.stack([member.weights[name].float() for member in members]).mean(dim=0))

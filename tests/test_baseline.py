@@ -90,6 +90,13 @@ def test_parameters(task, rows):
     assert model.count_parameters() == rows * (features + 1)
 
 
+def test_size_is_that_of_the_file(tmp_path):
+    model = fit("binary")
+    model.save(tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert model.count_bytes() == pytest.approx(file.stat().st_size, rel=0.01)
+
+
 @pytest.mark.parametrize("task", NAMES)
 def test_deterministic(task):
     texts, _ = make_corpus(task, 2)

@@ -5,7 +5,7 @@ import time
 import pytest
 
 import energy
-from energy import counters_can_be_read, measure_power
+from energy import counters_can_be_read, known_countries, measure_power
 
 
 def keep_busy(seconds):
@@ -28,6 +28,18 @@ def test_what_is_too_short_to_tell_is_not_told():
     with measure_power(None) as reading:
         pass
     assert reading.power_watts is None and reading.co2_g_per_kwh is None and not reading.power_is_measured
+
+
+def test_a_long_measurement_is_made_in_parts(monkeypatch):
+    """A processor's counter begins anew after a while: it is looked at before that."""
+    monkeypatch.setattr(energy, "LONGEST", 0.4)
+    with measure_power("FRA") as reading:
+        keep_busy(2)
+    assert 1 < reading.power_watts < 2000 and 10 < reading.co2_g_per_kwh < 150
+
+
+def test_countries_are_three_letters():
+    assert "FRA" in known_countries() and "FR" not in known_countries()
 
 
 def test_an_error_within_is_passed_on():

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 from report_helpers import command, write_run
 from result_factory import write_failure, write_result
 
 import report
+from comparison import Answers
 
 
 @pytest.fixture
@@ -287,6 +289,15 @@ def test_costs_that_were_not_measured_are_a_dash(runs, make_report):
     tfidf, grn = markdown_rows((make_report() / "results.md").read_text(), "### What it costs")
     assert [tfidf[name] for name in ("Energy, kWh", "CO2, g", "Notes a second, one core")] == ["-"] * 3
     assert "est." not in grn["Energy, kWh"] and grn["Energy, kWh"] != "-"
+
+
+def test_folds_drawn_twice_count_a_note_once():
+    labels, twice = np.array([0, 1, 1]), np.repeat(np.arange(3), 2)
+    predicted = np.array([[0, 0, 1, 0, 1, 1]])
+    answers = Answers(np.array(["a", "b", "c"])[twice], labels[twice], predicted, twice, np.tile([0, 1], 3), 2)
+    assert [row[-1] for row in report.class_table(answers, ("non", "oui")).rows] == ["1", "2"]
+    counts = np.array([row[1:] for row in report.confusion_table(answers, ("non", "oui")).rows], dtype=int)
+    assert counts.sum() == 3
 
 
 def test_durations_are_in_the_unit_a_reader_would_use():

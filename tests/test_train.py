@@ -15,8 +15,9 @@ from conftest import invent_notes
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import train
+from data import DataArguments, load_notes
 from metrics import NoteClassificationMetric
-from trainer import last_complete_checkpoint
+from trainer import Run, last_complete_checkpoint
 
 ROOT = Path(__file__).parent.parent
 ACCELERATE = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -34,6 +35,25 @@ def read(folder):
 def numbers(result):
     """What must not depend on when or where it was computed."""
     return {key: result[key] for key in ("arguments", "data", "model", "metrics", "validation")}
+
+
+def test_the_model_for_use_trains_for_the_same_share_of_its_schedule(notes_file, tmp_path, monkeypatch):
+    """Where --min_steps decides, more notes have fewer epochs: as many steps, of the same learning rates."""
+    asked = {}
+    monkeypatch.setattr(train, "train_network", lambda *given: asked.update(epochs=given[4]))
+    monkeypatch.setattr(train, "save_model", lambda *given: None)
+    # eight notes a step: 40 notes have 5 steps an epoch, 90 have 12
+    for min_steps, of_folds, expected in (("240", 48, 10), ("0", 10, 5)):
+        run = Run(
+            *train.parse_arguments(
+                ["--model", "transformer", "--dataset", str(notes_file), "--output_dir", str(tmp_path), "--use_cpu"]
+                + ["--num_train_epochs", "10", "--per_device_train_batch_size", "8", "--min_steps", min_steps]
+            ),
+            load_notes(DataArguments(dataset=str(notes_file))),
+        )
+        result = {"cost": {"best_epoch": of_folds / 2}, "data": {"splits": {"train": {"notes": 40}}}}
+        train.keep_model(run, [None, None], [result] * 3)
+        assert asked["epochs"] == pytest.approx(expected)
 
 
 def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplog):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import invent_notes
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
@@ -17,7 +18,7 @@ from scratch_model import ScratchConfig, ScratchForSequenceClassification
 from splits import draw_splits
 from tokenization import train_tokenizer
 from train import parse_arguments
-from trainer import NoteTrainer, Run, average_weights, epochs_to_train, train_network, weighted_loss
+from trainer import Member, NoteTrainer, Run, epochs_to_train, train_network, weighted_loss
 
 TOKENIZER = train_tokenizer(invent_notes(40)["text"].tolist(), family="bpe", vocab_size=300, max_length=64)
 
@@ -176,20 +177,31 @@ def test_kinds_of_model():
 
 
 def test_an_ensemble_is_the_mean_of_its_members(notes_file, tmp_path, encoder_folder):
-    """Members begin alike and see the notes in other orders; the mean of one is itself."""
+    """Members begin alike and see the notes in other orders; one that is done is not trained again."""
     asked = ["--model", str(encoder_folder), "--tuning", "full", "--head", "linear", "--learning_rate", "1e-3"]
     run, split = run_for(notes_file, tmp_path, *asked, "--ensemble", "2", "--early_stopping_patience", "0")
-    trained = train_network(run, split, 0, tmp_path / "fold")
+    folder = tmp_path / "fold"
+    trained = train_network(run, split, 0, folder)
     assert trained.cost["epochs"] == 4  # two epochs each
-    assert (tmp_path / "fold" / "member-1").is_dir() and not (tmp_path / "fold" / "member-2").exists()
     probabilities = trained.predict(split.test)
-    alone = run_for(notes_file, tmp_path, *asked)
-    single = train_network(*alone, 0, tmp_path / "single").predict(split.test)
-    assert not np.allclose(probabilities, single)
-    first, second = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
-    expected = (first.weight + second.weight).detach() / 2
-    average_weights([first, second])
-    torch.testing.assert_close(first.weight.detach(), expected)
+    other = Member.load(folder / "member-1")
+    assert other.epochs == 2 and other.seconds > 0 and not (folder / "member-2").exists()
+    alone, _ = run_for(notes_file, tmp_path, *asked, "--early_stopping_patience", "0")
+    single = train_network(alone, split, 0, tmp_path / "single")
+    assert not np.allclose(probabilities, single.predict(split.test))
+    # the mean of the two weights, where one of them is put in by hand
+    zeros = {name: torch.zeros_like(weight) for name, weight in other.weights.items()}
+    save_file(zeros, folder / "member-1" / "member.safetensors")
+    again = train_network(run, split, 0, folder)
+    again.save(tmp_path / "kept", None)
+    single.save(tmp_path / "kept-single", None)
+    halved, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("kept", "kept-single"))
+    torch.testing.assert_close(halved["classifier.weight"], whole["classifier.weight"] / 2)
+
+
+def test_a_country_that_nobody_knows(notes_file):
+    with pytest.raises(ArgumentError, match="--country_iso_code FR: not known; give three letters, as FRA"):
+        parse_arguments(["--model", "tfidf", "--dataset", str(notes_file), "--country_iso_code", "FR"])
 
 
 def test_only_models_that_begin_pretrained_have_an_ensemble(notes_file):
