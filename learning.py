@@ -62,8 +62,13 @@ def describe_crossings(cells: pd.DataFrame, average: str) -> list[str]:
         if len(common) < 2:
             continue  # nothing to compare between
         notes = crossing(curve, found[reference], f"f1_{average}")
+        lost = crossing(found[reference], curve, f"f1_{average}")  # from where on the reference is ahead
         smallest, largest = common.train_notes.iloc[0], common.train_notes.iloc[-1]
-        if notes is None:
+        if notes is None and lost:
+            sentences.append(
+                f"{name} is ahead of {reference} below about {lost:,.0f} training notes, and behind above."
+            )
+        elif notes is None:
             sentences.append(f"{name} does not pass {reference} with up to {largest:,.0f} training notes.")
         elif notes == 0:
             sentences.append(f"{name} is ahead of {reference} from {smallest:,.0f} training notes on.")

@@ -564,9 +564,8 @@ def verdict_text(cells: pd.DataFrame, compared: Compared, average: str) -> str:
     if verdict.too_few_notes:
         sentences.append(f"The notes are too few to be sure: it may be worse than the best by {-chosen.gap_low:.3f}.")
     if verdict.notes_needed:
-        sentences.append(
-            f"About {verdict.notes_needed:,} test notes would show a difference as large as the one seen."
-        )
+        needed = float(f"{verdict.notes_needed:.2g}")  # it is no more exact than that
+        sentences.append(f"About {needed:,.0f} test notes would show a difference as large as the one seen.")
     return " ".join(sentences)
 
 

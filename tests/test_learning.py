@@ -74,6 +74,15 @@ def test_the_cheapest_is_the_reference_where_there_is_no_baseline(runs):
     ]
 
 
+def test_a_lead_that_is_lost_is_told(runs):
+    for notes, baseline, score in ((100, 0.70, 0.75), (1000, 0.80, 0.75)):
+        write_point(runs, "tfidf", notes, baseline, notes)
+        write_point(runs, "drbert", notes, score, notes)
+    assert describe_crossings(aggregated(runs), "macro") == [
+        "drbert is ahead of tfidf below about 316 training notes, and behind above."
+    ]
+
+
 def test_one_curve_crosses_nothing(runs):
     write_point(runs, "tfidf", 100, 0.7, 100)
     write_point(runs, "tfidf", 3000, 0.8, None)
