@@ -54,7 +54,7 @@ class Answers:
         right = self.predicted == self.labels
         return right.all(axis=2) if self.is_multi_label else right
 
-    @property
+    @cached_property
     def repeats(self) -> int:
         """How often each note was in a test part."""
         return len(self.ids) // len(set(self.ids))

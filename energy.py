@@ -17,7 +17,7 @@ from codecarbon.input import DataSource
 
 COUNTERS = Path("/sys/class/powercap")
 SHORTEST = 1.0  # seconds; of less than that the load of a processor says nothing
-LONGEST = 600.0  # seconds between two looks at a counter, which begins anew after some 250 kJ
+LONGEST = 600.0  # seconds between two looks at a counter, which begins anew when it is full
 
 
 @dataclass

@@ -252,7 +252,7 @@ class Trained:
     predict: Callable[[np.ndarray], np.ndarray]  # note indices -> probabilities (notes, classes)
     save: Callable[[Path, list[float] | None], None]  # write it to a folder, with these thresholds
     too_long: dict[str, int]  # notes over max_length, per part
-    deploy: Callable[[list[str], int], np.ndarray]  # texts, notes at a time: as predict.py would; spoils `predict`
+    deploy: Callable[[str], np.ndarray]  # of one note, as predict.py would; spoils `predict`
     count_bytes: Callable[[], int]  # of the model on disk; spoils `predict` too
     settings: Settings | None = None  # what validation chose for the baseline
 
@@ -287,7 +287,7 @@ def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> 
         },
         predict=lambda rows: classifier.predict_probabilities([notes.texts[row] for row in rows]),
         save=lambda folder, thresholds: classifier.save(folder),
-        deploy=lambda texts, batch: classifier.predict_probabilities(texts),
+        deploy=lambda text: classifier.predict_probabilities([text]),
         count_bytes=classifier.count_bytes,
         too_long={part: 0 for part, _ in split.parts()},
         settings=settings,
@@ -440,7 +440,7 @@ def train_network(
         predict=predict,
         save=save,
         too_long=too_long,
-        deploy=lambda texts, batch: classify(whole(), tokenizer, texts, data_args, batch)[0],
+        deploy=lambda text: classify(whole(), tokenizer, [text], data_args, batch_size=1)[0],
         count_bytes=lambda: sum(each.numel() * each.element_size() for each in whole().state_dict().values()),
     )
 
