@@ -463,13 +463,13 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
     cells["shared_pretraining_hours"] = shared.groupby(CELL).hours.sum()
     cells = cells.fillna({"pretraining_hours": 0.0, "shared_pretraining_hours": 0.0})
     cells["standalone_hours"] = cells.training_hours + cells.feature_hours + cells.pretraining_hours
-    scores = results.astype(dict.fromkeys(SCORES, float)).groupby(CELL)[SCORES].agg(["mean", "std", "count"])
+    numbers = results.astype(dict.fromkeys(SCORES, float))
+    scores = numbers.groupby(CELL)[SCORES].agg(["mean", "std", "count"])
     scores.columns = [f"{score}_{'sd' if what == 'std' else what}" for score, what in scores.columns]
     cells = cells.join(scores)
     for over in ("fold", "seed"):  # what the one moves, the other averaged out
-        means = results.astype(dict.fromkeys(SCORES, float)).groupby([*CELL, over])[SCORES].mean()
-        spread = means.groupby(CELL).std()
-        cells = cells.join(spread.add_suffix(f"_sd_{over}s"))
+        means = numbers.groupby([*CELL, over])[SCORES].mean()
+        cells = cells.join(means.groupby(CELL).std().add_suffix(f"_sd_{over}s"))
 
     for column, runs in (("failed", failures), ("missing", missing)):
         cells = cells.join(runs.groupby(CELL)[column].agg("; ".join), how="outer")

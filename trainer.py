@@ -260,17 +260,17 @@ class Trained:
 def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> Trained:
     """TF-IDF; with `settings` it is fitted to them instead of choosing on validation."""
     notes = run.notes
-    started = time.perf_counter()
     classifier = TfidfClassifier(notes.task, notes.class_names)
     texts = {part: [notes.texts[row] for row in rows] for part, rows in split.parts()}
     with measure_power(run.model_args.country_iso_code) as power:
+        started = time.perf_counter()  # the meter's own start takes seconds
         if settings is None:
             settings = classifier.fit_and_select(
                 texts["train"], notes.labels[split.train], texts["validation"], notes.labels[split.validation]
             )
         else:
             classifier.fit(texts["train"], notes.labels[split.train], settings)
-    seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
 
     parameters = classifier.count_parameters()
     described = {"kind": "baseline", "backbone": None, "revision": None, "stand_in_for": None}
@@ -345,6 +345,8 @@ def train_network(
     if model_args.class_weights == "balanced":
         class_weights = torch.tensor(balanced_class_weights(notes, split.train), dtype=torch.float32)
 
+    metric = NoteClassificationMetric(notes.task, notes.class_names)
+
     def train_member(network: PreTrainedModel | PeftModel, number: int, output: Path) -> NoteTrainer:
         """The trainer of one training from the start, done; the selected weights are in its model."""
         its_arguments, its_callbacks = copy.copy(arguments), [*callbacks]
@@ -365,7 +367,7 @@ def train_network(
             data_collator=collator,
             train_dataset=encoded["train"][0],
             eval_dataset=by_length(encoded["validation"][0])[0] if epochs is None else None,
-            compute_metrics=lambda prediction: score_validation(prediction, notes.task, notes.class_names),
+            compute_metrics=lambda prediction: score_validation(prediction, metric),
             callbacks=its_callbacks,
             class_weights=class_weights,
         )
@@ -385,8 +387,8 @@ def train_network(
     if len(members) > 1:
         average_weights(trainer.accelerator.unwrap_model(trainer.model), members)
 
-    def predict(rows: np.ndarray) -> np.ndarray:
-        ordered, order = by_length(encode(rows)[0])
+    def predict(data: datasets.Dataset) -> np.ndarray:
+        ordered, order = by_length(data)
         return probabilities_from_logits(trainer.predict(ordered).predictions, notes.task)[np.argsort(order)]
 
     started = time.perf_counter()
@@ -394,10 +396,11 @@ def train_network(
         small = trainer.accelerator.unwrap_model(trainer.model)
         fit_ngrams(small.ngrams, tokenizer, encoded["train"][0]["input_ids"], notes.labels[split.train])
         if ngram_weight is None:
-            alone = {}
-            for small.config.ngram_weight in (0.0, 1.0):
-                alone[small.config.ngram_weight] = predict(split.validation)
-            ngram_weight = choose_weight(*alone.values(), notes.labels[split.validation], notes.task == "multi-label")
+            alone = []
+            for share in (0.0, 1.0):
+                small.config.ngram_weight = share
+                alone.append(predict(encoded["validation"][0]))
+            ngram_weight = choose_weight(*alone, notes.labels[split.validation], notes.task == "multi-label")
             logger.info("  n-grams count %.0f %%", 100 * ngram_weight)
         small.config.ngram_weight = ngram_weight
     fitting_seconds = time.perf_counter() - started
@@ -437,7 +440,7 @@ def train_network(
             "best_epoch": round(statistics.median(member.best_epoch for member in members), 2),
             **power.as_cost(),
         },
-        predict=predict,
+        predict=lambda rows: predict(encode(rows)[0]),
         save=save,
         too_long=too_long,
         deploy=lambda text: classify(whole(), tokenizer, [text], data_args, batch_size=1)[0],
@@ -451,12 +454,12 @@ def by_length(notes: datasets.Dataset) -> tuple[datasets.Dataset, np.ndarray]:
     return notes.select(order), order
 
 
-def score_validation(prediction: EvalPrediction, task: str, class_names: list[str]) -> dict[str, float]:
+def score_validation(prediction: EvalPrediction, metric: NoteClassificationMetric) -> dict[str, float]:
     """Validation scores at the threshold that is best there: what the result file reports, on the test part."""
+    task = metric.config_name
     probabilities = probabilities_from_logits(prediction.predictions, task)
     labels = prediction.label_ids.astype(np.int64)
     thresholds = tune_thresholds(probabilities, labels, task)
-    metric = NoteClassificationMetric(task, class_names)
     scores = metric.compute(predictions=probabilities, references=labels, thresholds=thresholds)
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 

@@ -1,6 +1,8 @@
 """The loss by hand, accumulation, the order of predictions, the clock, the choice of checkpoint."""
 
 import math
+import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
+import trainer
 from batches import tokenize_notes
 from data import DataArguments, load_notes
+from energy import Reading
 from models import ModelArguments
 from pretrain import ArgumentError
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
@@ -119,8 +123,8 @@ def test_the_order_of_the_notes_has_a_seed_of_its_own(notes_file, tmp_path):
         run, split = run_for(notes_file, tmp_path, *more)
         data, _ = tokenize_notes([run.notes.texts[row] for row in split.train], None, TOKENIZER, run.data_args)
         run.training_args.eval_strategy, run.training_args.load_best_model_at_end = "no", False
-        trainer = NoteTrainer(model=torch.nn.Linear(1, 1), args=run.training_args, train_dataset=data)
-        sampler = trainer._get_train_sampler()
+        its_trainer = NoteTrainer(model=torch.nn.Linear(1, 1), args=run.training_args, train_dataset=data)
+        sampler = its_trainer._get_train_sampler()
         epochs = []
         for epoch in (0, 1):
             sampler.set_epoch(epoch)
@@ -166,6 +170,19 @@ def test_few_notes_are_seen_more_often(tmp_path):
     assert epochs_to_train(few, arguments, 250) == 25  # of 16 steps
     assert epochs_to_train(few, arguments, 4000) == 6
     assert epochs_to_train(ModelArguments(model="transformer"), arguments, 250) == 6
+
+
+def test_the_start_of_the_meter_is_no_training_of_the_baseline(notes_file, tmp_path, monkeypatch):
+    @contextmanager
+    def slow_meter(country):
+        time.sleep(1)
+        yield Reading()
+
+    monkeypatch.setattr(trainer, "measure_power", slow_meter)
+    run, split = run_for(notes_file, tmp_path, "--model", "tfidf")
+    started = time.perf_counter()
+    trained = trainer.train_baseline(run, split)
+    assert 0 < trained.cost["training_hours"] * 3600 <= time.perf_counter() - started - 1
 
 
 def test_kinds_of_model():
