@@ -128,7 +128,7 @@ def main() -> int:
         whole = rows[rows.train_size == "-"]
         if len(whole):
             print(f"\n{dataset}\n{report.results_table(whole, args.average).draw('simple')}")
-        print(f"\n{report.verdict_text(rows, compared[dataset], args.average)}")
+        print("\n" + " ".join(report.verdict_sentences(rows, compared[dataset], args.average)))
         print("\n".join(learning.describe_crossings(rows, args.average)))
     problems = report.list_problems(cells)
     stand_ins = [report.STAND_INS] if (cells.stand_in_for != "-").any() else []

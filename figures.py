@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator
 
 from calibration import reliability
 
@@ -96,6 +97,8 @@ def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
         axes.set(xscale="log", title=dataset, ylabel=f"F1 ({average}), mean ± sd over folds and seeds")
         axes.set_xlabel("hours, all folds: training plus, for frozen backbones, the shared pass over the notes")
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     handles = legend_handles(drawn, colours)

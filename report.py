@@ -168,7 +168,7 @@ class DataSet:
     """What the report says of one data set."""
 
     name: str
-    verdict: str
+    verdict: list[str]  # sentences; the first says what to deploy
     facts: dict[str, str]
     results: Table | None  # None where only parts of the notes were trained on
     costs: Table
@@ -285,7 +285,7 @@ def describe(
     whole = cells[cells.train_size == "-"]
     content = DataSet(
         name=name,
-        verdict=verdict_text(cells, compared, average),
+        verdict=verdict_sentences(cells, compared, average),
         facts=describe_runs(results[results.train_size == "-"]),
         results=results_table(whole, average) if len(whole) else None,
         costs=costs_table(whole, price_per_hour),
@@ -517,10 +517,10 @@ def list_problems(cells: pd.DataFrame) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- text
 
 
-def verdict_text(cells: pd.DataFrame, compared: Compared, average: str) -> str:
-    """The verdict in plain sentences; `cells` are those of one data set."""
+def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> list[str]:
+    """The verdict, what to deploy first; `cells` are those of one data set."""
     if compared.verdict is None:
-        return "No verdict: fewer than two models have all their folds and predictions that can be compared."
+        return ["No verdict: fewer than two models have all their folds and predictions that can be compared."]
     verdict, table = compared.verdict, compared.table
     rows = cells.loc[compared.cells].reset_index(drop=True)
     hours = rows.standalone_hours
@@ -566,7 +566,7 @@ def verdict_text(cells: pd.DataFrame, compared: Compared, average: str) -> str:
     if verdict.notes_needed:
         needed = float(f"{verdict.notes_needed:.2g}")  # it is no more exact than that
         sentences.append(f"About {needed:,.0f} test notes would show a difference as large as the one seen.")
-    return " ".join(sentences)
+    return sentences
 
 
 def times(hours: float, cheapest: float) -> str:

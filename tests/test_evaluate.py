@@ -74,7 +74,8 @@ def test_verdict_is_printed_and_reported(runs, evaluate):
     code, printed, _, _ = evaluate()
     report = (runs.parent / "report" / "results.md").read_text()
     (verdict,) = [line for line in printed.splitlines() if line.startswith("Deploy ")]
-    assert code == 0 and f"**{verdict}**" in report
+    deploy, *why = verdict.split(". ")
+    assert code == 0 and f"**{deploy}.** {'. '.join(why)}" in report
     assert verdict.startswith("Deploy tfidf: F1 (macro) 0.8") and "7.5 min of training" in verdict
     assert "the cheapest of the 2 of 3 models that are not significantly worse than the best, drbert (0.8" in verdict
     assert "which took 4 h, 32 times as long" in verdict

@@ -74,3 +74,14 @@ def test_front_holds_what_no_cheaper_model_equals(runs):
     assert front.get_xdata().tolist() == pytest.approx([0.2, 4.0, 6.0])
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[-4:] == ["Best for their hours", "1 tfidf", "2 alibert", "3 drbert"]
+
+
+def test_hours_are_written_as_decimals(runs):
+    for model, hours in (("tfidf", 0.01), ("drbert", 0.2)):
+        write_run(runs, model, cost__training_hours=hours)
+    figure = figures.draw_figure(aggregated(runs), "macro")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_xlim()
+    labels = [tick.get_text() for tick in axes.get_xticklabels(which="both") if low <= tick.get_position()[0] <= high]
+    assert labels == ["0.03", "0.1", "0.3"]
