@@ -1,4 +1,6 @@
-"""Fit the n-gram branch of a small Transformer (scratch_model.py): logistic regression, no gradient step."""
+"""Fit the n-gram branch of a small Transformer (scratch_model.py): weighed logistic regression, no gradient step."""
+
+import re
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
 from transformers import PreTrainedTokenizerBase
 
+from naive_bayes import fit_weighted
 from scratch_model import NgramBranch
 
 C = 10.0  # inverse strength of the penalty (ours)
@@ -37,12 +40,13 @@ def fit_ngrams(
     idf = np.where(frequency >= MIN_NOTES, np.log((1 + len(notes)) / (1 + frequency)) + 1, 0.0)
     counts.data = np.log1p(counts.data)
     weighted = counts.multiply(idf[None, :]).tocsr()
-    tokens, characters = weighted[:, : branch.buckets], weighted[:, branch.buckets :]
-    features = sparse.hstack([normalize(tokens), normalize(characters)], format="csr")
+    words, characters = weighted[:, : branch.buckets], weighted[:, branch.buckets :]
+    features = sparse.csr_array(sparse.hstack([normalize(words), normalize(characters)]))
+    features.eliminate_zeros()  # of the n-grams that too few notes have
     regression = LogisticRegression(C=C, class_weight="balanced", max_iter=200)
     if labels.ndim == 2:
         regression = OneVsRestClassifier(LogisticRegression(C=C, class_weight="balanced", solver="liblinear"))
-    regression.fit(features, labels)
+    fit_weighted(features, labels, regression)
     classes = len(branch.bias)
     weight, bias = np.zeros((classes, 2 * branch.buckets)), np.full(classes, NEVER)
     if labels.ndim == 2:
@@ -86,9 +90,14 @@ def choose_weight(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray, m
 
 
 def spell_tokens(tokenizer: PreTrainedTokenizerBase, tokens: int, width: int) -> torch.Tensor:
-    """(tokens, width): the numbers of each token's characters in lower case, then zeros; special tokens have none."""
+    """(tokens, width): the numbers of each token's characters in lower case, then zeros; special tokens have none.
+
+    The number of a character is twice its Unicode code point, plus one if it is part of a word (a letter or digit).
+    """
     spelling = torch.zeros(tokens, width, dtype=torch.int32)
     for token in set(range(min(tokens, len(tokenizer)))).difference(tokenizer.all_special_ids):
-        characters = [ord(character) for character in tokenizer.decode([token]).lower()[:width]]
+        text = re.sub(r"\s", " ", tokenizer.decode([token]).lower()[:width])
+        # half a character, which a byte-level token may be, is a letter more often than not
+        characters = [2 * ord(character) + (character.isalnum() or character == "\ufffd") for character in text]
         spelling[token, : len(characters)] = torch.tensor(characters, dtype=torch.int32)
     return spelling

@@ -293,37 +293,62 @@ class ScratchLayer(nn.Module):
         return hidden_states + self.dropout(update), auxiliary_loss
 
 
-class NgramBranch(nn.Module):
-    """Logistic regression on hashed n-grams of tokens and of characters: what words and phrases say by themselves.
+# of a number, modulo 2^64; what follows the 64th character of a word is told apart by its sum alone
+WORD_POWERS = torch.full((64,), 0x2545F4914F6CDD1D).cumprod(dim=0)
 
-    Every run of one to three tokens, and of three to five characters in lower case, falls into one of `buckets`
-    numbers (hashing trick, Weinberger et al. 2009), so that no list of them is kept: nothing in the model spells one
-    out. Tokens and characters are a vector each, of log(1 + count) x inverse document frequency and length 1. Fitted
-    beforehand (ngrams.py) and not trained with the encoder (ours).
+
+class NgramBranch(nn.Module):
+    """Logistic regression on hashed n-grams of words and of characters: what words and phrases say by themselves.
+
+    Every word, every two in a row, and every run of three to five characters, all in lower case, fall into one of
+    `buckets` numbers (hashing trick, Weinberger et al. 2009), so that no list of them is kept: nothing in the model
+    spells one out. Words and characters are a vector each, of log(1 + count) x inverse document frequency and length
+    1. Fitted beforehand (ngrams.py) and not trained with the encoder (ours).
 
     Parameters: 2 (classes + 1) buckets + classes.
     """
 
-    TOKEN_ORDERS, CHARACTER_ORDERS = range(1, 4), range(3, 6)
+    WORD_ORDERS, CHARACTER_ORDERS = range(1, 3), range(3, 6)
     SPELLED = 24  # characters of a token that count
 
     def __init__(self, config: ScratchConfig):
         super().__init__()
         self.buckets = config.ngram_buckets
-        # how each token is spelled: the numbers of its characters in lower case, then zeros
+        # how each token is spelled: the numbers of its characters (ngrams.py), then zeros
         self.register_buffer("spelling", torch.zeros(config.vocab_size, self.SPELLED, dtype=torch.int32))
         self.idf = nn.Parameter(torch.empty(2, self.buckets), requires_grad=False)
         self.weight = nn.Parameter(torch.empty(config.num_labels, 2 * self.buckets), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(config.num_labels), requires_grad=False)
 
     def count(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`input_ids`, `attention_mask` (B, T) -> how often each bucket occurs, (B, 2, buckets), tokens first."""
+        """`input_ids`, `attention_mask` (B, T) -> how often each bucket occurs, (B, 2, buckets), words first."""
         characters = (self.spelling[input_ids].long() * attention_mask.unsqueeze(2)).flatten(1)
         # Moved together: each to the place that the characters before it leave, zeros to the last.
         place = torch.where(characters > 0, (characters > 0).cumsum(dim=1) - 1, characters.shape[1] - 1)
         characters = torch.zeros_like(characters).scatter_add(1, place, characters)
-        tokens = self.count_runs(input_ids, attention_mask, self.TOKEN_ORDERS)
-        return torch.stack([tokens, self.count_runs(characters, characters > 0, self.CHARACTER_ORDERS)], dim=1)
+        words = self.join_words(characters)
+        return torch.stack(
+            [
+                self.count_runs(words, words != 0, self.WORD_ORDERS),
+                self.count_runs(characters, characters != 0, self.CHARACTER_ORDERS),
+            ],
+            dim=1,
+        )
+
+    @staticmethod
+    def join_words(characters: torch.Tensor) -> torch.Tensor:
+        """The numbers of characters (B, N), as spelled -> a number for each word, (B, N), then zeros.
+
+        A word is a run of letters and digits, or one other character that is not white space.
+        """
+        in_word = characters % 2 == 1
+        first = in_word & ~F.pad(in_word, (1, -1)) | ~in_word & (characters > 2 * ord(" "))
+        word = first.cumsum(dim=1) - 1
+        # a polynomial of the word's characters modulo 2^64, the first of them having the power 0
+        places = torch.arange(characters.shape[1], device=characters.device).expand_as(characters)
+        power = (places - torch.where(first, places, 0).cummax(dim=1).values).clamp(max=len(WORD_POWERS) - 1)
+        valued = torch.where(first | in_word, characters * WORD_POWERS.to(characters.device)[power], 0)
+        return torch.zeros_like(characters).scatter_add(1, word.clamp(min=0), valued)
 
     def count_runs(self, numbers: torch.Tensor, real: torch.Tensor, orders: range) -> torch.Tensor:
         """How often the runs of each bucket occur in `numbers` (B, N), (B, buckets); `real` (B, N): what counts."""

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 from transformers import AutoModelForSequenceClassification
 
+from naive_bayes import weigh
 from ngrams import C, choose_weight, fit_ngrams, spell_tokens
 from scratch_model import NgramBranch, ScratchConfig, ScratchForSequenceClassification
 from tokenization import train_tokenizer
@@ -35,17 +37,40 @@ def branch(classes=2, spelled=()):
     for parameter in made.parameters():
         torch.nn.init.zeros_(parameter)
     for token, text in spelled:
-        made.spelling[token, : len(text)] = torch.tensor([ord(character) for character in text])
+        made.spelling[token, : len(text)] = torch.tensor([2 * ord(letter) + letter.isalnum() for letter in text])
     return made
 
 
-def test_each_run_of_up_to_three_tokens_is_counted_once():
-    counts = branch().count(torch.tensor([[7, 8, 7, 8, 7]]), torch.ones(1, 5, dtype=torch.long))
-    # 7 three times, 8 twice; 78 and 87 twice; 787 twice, 878 once
-    assert sorted(counts[counts > 0].tolist()) == [1, 2, 2, 2, 2, 3] and counts.shape == (1, 2, 2**12)
-    assert counts[:, 1].sum() == 0  # no token has characters
-    other_order = branch().count(torch.tensor([[8, 7, 7, 8, 7]]), torch.ones(1, 5, dtype=torch.long))
-    assert not torch.equal(counts, other_order)
+def count_words(text, cuts=()):
+    """(buckets,): how often the words of `text` occur, with tokens that end at the places `cuts`."""
+    edges = [0, *cuts, len(text)]
+    pieces = [text[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    made = branch(spelled=[(7 + number, piece) for number, piece in enumerate(pieces)])
+    ids = torch.arange(7, 7 + len(pieces))[None]
+    return made.count(ids, torch.ones_like(ids))[0, 0]
+
+
+def test_each_word_and_each_two_in_a_row_are_counted_once():
+    counts = count_words("de toux, de toux")
+    # de and toux twice, the comma once; "de toux" twice, "toux ," and ", de" once
+    assert sorted(counts[counts > 0].tolist()) == [1, 1, 1, 2, 2, 2] and counts.shape == (2**12,)
+    assert torch.equal(counts, count_words("de toux , de  toux"))
+    assert not torch.equal(counts, count_words("toux de, de toux"))
+    assert not torch.equal(count_words("abc"), count_words("acb"))
+
+
+@pytest.mark.parametrize("cuts", [(3,), (5, 6), (2, 9, 10), (1, 2, 3, 4)])
+def test_words_are_the_same_wherever_tokens_end(cuts):
+    assert torch.equal(count_words("de toux, sans", cuts), count_words("de toux, sans"))
+
+
+def test_a_very_long_word_is_one_word():
+    assert count_words("m" * 40, (20,)).sum() == 1
+
+
+def test_no_words_are_counted_in_notes_without_characters():
+    counts = branch().count(torch.tensor([[7, 8, 7]]), torch.ones(1, 3, dtype=torch.long))
+    assert counts.shape == (1, 2, 2**12) and counts.sum() == 0
 
 
 def test_each_run_of_three_to_five_characters_is_counted_once_wherever_tokens_end():
@@ -63,8 +88,10 @@ def test_each_run_of_three_to_five_characters_is_counted_once_wherever_tokens_en
 def test_tokens_are_spelled_in_lower_case_and_special_ones_not_at_all():
     spelling = spell_tokens(TOKENIZER, len(TOKENIZER) + 2, 24)
     ids = TOKENIZER("Le patient n'a pas de FIÈVRE")["input_ids"]
-    characters = [chr(number) for token in ids for number in spelling[token] if number]
+    characters = [chr(number // 2) for token in ids for number in spelling[token] if number]
     assert "".join(characters).startswith("le patient n'a pas de fi")
+    in_words = [chr(number // 2) for token in ids for number in spelling[token] if number % 2]
+    assert "".join(in_words).startswith("lepatientnapasdefi")
     assert len(spelling) == len(TOKENIZER) + 2 and spelling[TOKENIZER.all_special_ids].sum() == 0
     assert (spell_tokens(TOKENIZER, len(TOKENIZER), 2) > 0).sum(1).max() == 2
 
@@ -74,7 +101,7 @@ def test_padding_and_short_notes_add_nothing():
     made = branch(spelled=[(0, "padding"), (7, "a"), (8, "bc"), (9, "d")])
     padded = made.count(ids, mask)
     assert torch.equal(padded[0], made.count(ids[:1, :3], mask[:1, :3])[0])
-    assert padded.sum(2).tolist() == [[3 + 2 + 1, 2 + 1], [1, 0]]
+    assert padded.sum(2).tolist() == [[1, 2 + 1], [1, 0]]  # the word abcd, abc, bcd, abcd; the word a
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -89,6 +116,7 @@ def test_as_scikit_learn_on_the_same_counts(classes):
     frequency = (counts > 0).sum(0)
     idf = np.where(frequency >= 2, np.log(41 / (1 + frequency)) + 1, 0)
     features = np.hstack([normalize(part) for part in (np.log1p(counts) * idf).transpose(1, 0, 2)])
+    features = features * weigh(csr_array(features), labels)
     expected = LogisticRegression(C=C, class_weight="balanced", max_iter=200).fit(features, labels)
     probabilities = fitted(ids, mask).softmax(1).detach().numpy()
     np.testing.assert_allclose(probabilities, expected.predict_proba(features), atol=1e-3)

@@ -1,0 +1,50 @@
+"""Logistic regression on features that naive Bayes has weighed, as Wang and Manning (2012) do for support vectors.
+
+A feature that notes of one class have more often than others counts more, a feature that all have equally not at all.
+So the penalty falls on what says little, and a few hundred notes do for a hundred thousand features.
+"""
+
+import numpy as np
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+
+SMOOTHING = 3.0  # notes added to either side of a share (ours)
+
+
+def weigh(matrix: sparse.csr_array, labels: np.ndarray) -> np.ndarray:
+    """How much each feature tells, (features,): 0 and up, the mean square of all occurrences being 1.
+
+    The log ratio of two shares: of the notes with the class, those that have the feature, over the same of the notes
+    without it (Bernoulli naive Bayes); of several classes the largest in size (ours).
+
+    Args:
+        matrix: (notes, features), not 0 where a note has the feature.
+        labels: (notes,) class indices, or (notes, classes) with 0 and 1.
+    """
+    present = sparse.csr_array((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)
+    has_class = labels if labels.ndim == 2 else np.eye(labels.max() + 1, dtype=int)[labels]
+    notes, of_class = len(labels), has_class.sum(axis=0)[:, None]
+    occurrences = present.sum(axis=0)
+    within = present.T.dot(has_class).T  # (classes, features): notes with both
+    share = (within + SMOOTHING) / (of_class + 2 * SMOOTHING)
+    elsewhere = (occurrences - within + SMOOTHING) / (notes - of_class + 2 * SMOOTHING)
+    told = np.abs(np.log(share / elsewhere)).max(axis=0)
+    scale = np.sqrt((told**2 * occurrences).sum() / max(occurrences.sum(), 1))
+    return told / scale if scale else np.ones_like(told)
+
+
+def fit_weighted(
+    matrix: sparse.csr_array, labels: np.ndarray, classifier: LogisticRegression | OneVsRestClassifier
+) -> LogisticRegression | OneVsRestClassifier:
+    """Fit the classifier to the weighed features; its coefficients then hold the weights: it predicts from `matrix`.
+
+    Args:
+        matrix, labels: as `weigh` takes them.
+    """
+    weights = weigh(matrix, labels)
+    classifier.fit(matrix @ sparse.diags_array(weights), labels)
+    for fitted in getattr(classifier, "estimators_", [classifier]):
+        if hasattr(fitted, "coef_"):  # none where every note has the label, or no note
+            fitted.coef_ = fitted.coef_ * weights
+    return classifier
