@@ -19,6 +19,7 @@ OTHER = "other backbones"
 # The paper's order and, for the figure, one colour a model (Okabe and Ito's palette, made for colour-blind readers).
 MODELS = {
     "tfidf": "#000000",
+    "tfidf-nb": "#CC3311",
     "camembert-bio": "#0072B2",
     "alibert": "#D55E00",
     "drbert": "#009E73",

@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from backbones import Backbone, find_backbone, load_config_and_tokenizer, longest_input, resolve_commit
+from baseline import BASELINES
 from data import DataArguments, Notes
 from heads import HEADS, EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, attention_projections
 from scratch_model import SCRATCH_MODELS, FastDropout, ScratchConfig, ScratchForSequenceClassification, attend
@@ -39,7 +40,7 @@ class ModelArguments:
         metadata={
             "help": "camembert-bio, alibert, drbert, any Hub id or local folder; transformer or moe-transformer (from "
             "scratch); transformer-pretrained or moe-transformer-pretrained (the same, pretrained in-house on notes); "
-            "tfidf (the baseline)."
+            "tfidf (the baseline) or tfidf-nb (the same with features weighed by naive Bayes)."
         }
     )
     model_revision: str | None = field(default=None, metadata={"help": "Commit or tag of the encoder on the Hub."})
@@ -155,7 +156,7 @@ class ModelArguments:
     @property
     def kind(self) -> str:
         """The row of RECIPES."""
-        if self.model == "tfidf":
+        if self.model in BASELINES:
             return "baseline"
         if self.model in PRETRAINED_HERE:
             return "in-house"

@@ -25,7 +25,7 @@ die() { echo "error: $*" >&2; exit 2; }
 
 cores=$(nproc)
 dataset=synthetic folds=5 jobs=auto output=runs report=report demo=false dry_run=false
-models=tfidf,transformer,moe-transformer,transformer-pretrained,moe-transformer-pretrained,camembert-bio,alibert,drbert
+models=tfidf,tfidf-nb,transformer,moe-transformer,transformer-pretrained,moe-transformer-pretrained,camembert-bio,alibert,drbert
 heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
 sizes=full unlabeled=() prices=()
@@ -102,14 +102,15 @@ add() {  # model, head, tuning, name of the run: once for each size of the train
 }
 has() { [[ ",$2," == *",$1,"* ]]; }
 # what a sensible user would try first, then the paper's two small Transformers, then both pretrained in-house
-for model in tfidf transformer moe-transformer transformer-pretrained moe-transformer-pretrained; do
+no_encoder="tfidf tfidf-nb transformer moe-transformer transformer-pretrained moe-transformer-pretrained"
+for model in ${no_encoder}; do
   if has "${model}" "${models}"; then add "${model}" - - "${model}"; fi
 done
 # the paper's encoders with each structure, and `linear` as the control; training more and more of the encoder
 for tuning in frozen lora full; do
   has "${tuning}" "${tunings}" || continue
   for model in ${models//,/ }; do
-    case "${model}" in tfidf | transformer | moe-transformer | transformer-pretrained | moe-transformer-pretrained) continue ;; esac
+    if has "${model}" "${no_encoder// /,}"; then continue; fi
     name=${model%/}
     if [[ -d ${name} ]]; then name=$(basename "${name}"); fi
     for head in ${heads//,/ }; do

@@ -134,8 +134,10 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
             f"{training_args.n_gpu} GPUs in one process: start with `accelerate launch --multi_gpu`, or choose one "
             "GPU with CUDA_VISIBLE_DEVICES=0."
         )
-    if training_args.push_to_hub and model_args.model == "tfidf":
-        raise ArgumentError("--push_to_hub: the vocabulary of tfidf spells out words of the notes; it is not pushed.")
+    if training_args.push_to_hub and chosen.kind == "baseline":
+        raise ArgumentError(
+            f"--push_to_hub: the vocabulary of {model_args.model} spells out words of the notes; it is not pushed."
+        )
     if chosen.kind == "in-house":
         check_pretraining(model_args)
     if model_args.ngram_branch and chosen.kind not in ("scratch", "in-house"):

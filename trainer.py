@@ -34,7 +34,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from backbones import find_backbone, load_config_and_tokenizer
-from baseline import Settings, TfidfClassifier
+from baseline import BASELINES, Settings, TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from callbacks import EpochLine, EvaluateEvery, StopAfterEpoch, TrainingClock
 from corpus import Corpus, of_notes, read_corpus
@@ -260,7 +260,7 @@ class Trained:
 def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> Trained:
     """TF-IDF; with `settings` it is fitted to them instead of choosing on validation."""
     notes = run.notes
-    classifier = TfidfClassifier(notes.task, notes.class_names)
+    classifier = TfidfClassifier(notes.task, notes.class_names, weighted=BASELINES[run.model_args.model])
     texts = {part: [notes.texts[row] for row in rows] for part, rows in split.parts()}
     with measure_power(run.model_args.country_iso_code) as power:
         started = time.perf_counter()  # the meter's own start takes seconds

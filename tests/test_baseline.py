@@ -30,14 +30,15 @@ def make_corpus(task: str, seed: int = 0, noise: float = 0.0) -> tuple[list[str]
 
 
 @cache
-def fit(task: str) -> TfidfClassifier:
-    return TfidfClassifier(task, NAMES[task]).fit(*make_corpus(task), Settings(10.0, None))
+def fit(task: str, weighted: bool = False) -> TfidfClassifier:
+    return TfidfClassifier(task, NAMES[task], weighted).fit(*make_corpus(task), Settings(10.0, None))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("task", NAMES)
-def test_learns_what_can_be_read(task):
+def test_learns_what_can_be_read(task, weighted):
     texts, labels = make_corpus(task, 2)
-    probabilities = fit(task).predict_probabilities(texts)
+    probabilities = fit(task, weighted).predict_probabilities(texts)
     assert probabilities.shape == (60, len(NAMES[task]))
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
     if task != "multi-label":
@@ -70,9 +71,10 @@ def test_validation_chooses_and_teaches_nothing(task, monkeypatch):
     assert "sarcoïdose" not in vocabulary
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("task", NAMES)
-def test_saved_and_loaded(task, tmp_path):
-    model = fit(task)
+def test_saved_and_loaded(task, weighted, tmp_path):
+    model = fit(task, weighted)
     model.save(tmp_path / "model")
     (file,) = (tmp_path / "model").iterdir()
     assert file.suffix == ".skops" and zipfile.is_zipfile(file)
@@ -103,15 +105,22 @@ def test_deterministic(task):
     assert (fit(task).predict_probabilities(texts) == fit.__wrapped__(task).predict_probabilities(texts)).all()
 
 
+def test_weighed_by_naive_bayes_is_another_model():
+    texts, _ = make_corpus("binary", 2)
+    plain, weighed = (fit("binary", weighted).predict_probabilities(texts) for weighted in (False, True))
+    assert np.abs(plain - weighed).max() > 0.01
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not FRACCO.is_dir(), reason="needs the public notes of FRACCO beside the repository")
-def test_reference_score_on_public_notes():
+@pytest.mark.parametrize(("weighted", "score"), [(False, 0.8762), (True, 0.9)])
+def test_reference_score_on_public_notes(weighted, score):
     notes = load_notes(DataArguments(dataset=str(FRACCO / "data.parquet"), group_column="doc_id"))
     (split,) = draw_splits(notes, DataArguments())
     texts = {name: [notes.texts[row] for row in part] for name, part in split.parts()}
-    model = TfidfClassifier(notes.task, notes.class_names)
+    model = TfidfClassifier(notes.task, notes.class_names, weighted)
     model.fit_and_select(
         texts["train"], notes.labels[split.train], texts["validation"], notes.labels[split.validation]
     )
     predicted = decide(model.predict_probabilities(texts["test"]), notes.task, None)
-    assert f1_score(notes.labels[split.test], predicted, average="macro") == pytest.approx(0.8762, abs=0.005)
+    assert f1_score(notes.labels[split.test], predicted, average="macro") == pytest.approx(score, abs=0.005)

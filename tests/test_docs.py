@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import HfArgumentParser, TrainingArguments
 
 from backbones import BACKBONES
+from baseline import BASELINES
 from data import DataArguments
 from figures import HEADS as REPORTED_HEADS
 from heads import HEADS
@@ -65,9 +66,9 @@ def test_every_module_has_its_test_file():
 
 def test_names_agree_between_code_grid_and_readme():
     assert f"heads={','.join(HEADS)}" in SCRIPT and f"tunings={','.join(TUNINGS)}" in SCRIPT
-    assert f"models=tfidf,{','.join([*SCRATCH_MODELS, *PRETRAINED_HERE, *BACKBONES])}" in SCRIPT
+    assert f"models={','.join([*BASELINES, *SCRATCH_MODELS, *PRETRAINED_HERE, *BACKBONES])}" in SCRIPT
     assert [head for head in REPORTED_HEADS if head != "-"] == list(HEADS)
-    for name in [*HEADS, *TUNINGS, *SCRATCH_MODELS, *PRETRAINED_HERE, *BACKBONES, "tfidf"]:
+    for name in [*HEADS, *TUNINGS, *SCRATCH_MODELS, *PRETRAINED_HERE, *BACKBONES, *BASELINES]:
         assert f"`{name}`" in README, name
 
 

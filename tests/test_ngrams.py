@@ -175,9 +175,9 @@ def test_the_share_of_the_branch_is_chosen_on_validation():
     assert choose_weight(good, bad, labels, False) == 0.0
     assert choose_weight(bad, good, labels, False) == 1.0
     assert choose_weight(good, good, labels, False) == 0.5  # nothing to choose: they count the same
-    draw = np.random.default_rng(0)
-    noisy = [np.clip(np.eye(2)[labels[:20]] * 0.6 + draw.normal(0.2, 0.2, (20, 2)), 0.05, 0.95) for _ in range(2)]
-    assert 0.3 <= choose_weight(*noisy, labels[:20], False) <= 0.7  # few notes, alike: not far from a half
+    apart = [np.eye(2)[labels] * 0.9 + 0.05 for _ in range(2)]
+    apart[0][:60], apart[1][60:90] = apart[0][:60, ::-1], apart[1][60:90, ::-1]  # wrong of 60 notes, and of 30 others
+    assert 0.5 < choose_weight(*apart, labels, False) < 1.0  # the better one counts more, but not alone
     several = np.eye(2, dtype=int)[labels]
     assert choose_weight(good, bad, several, True) == 0.0 and choose_weight(bad, good, several, True) == 1.0
 
