@@ -26,7 +26,7 @@ def run_all(*arguments):
 
 def test_plan_of_the_paper(tmp_path):
     whole = run_all("--demo", "--dry-run", "--tuning", "frozen,lora,full", "--folds", 5, "--output", tmp_path / "runs")
-    assert whole.returncode == 0 and whole.stdout.startswith("50 runs of 5 folds on synthetic")
+    assert whole.returncode == 0 and whole.stdout.startswith("51 runs of 5 folds on synthetic")
     assert whole.stdout.count("-grn-frozen") == 3 and whole.stdout.count("-lora\t") == 15
     assert not (tmp_path / "runs").exists()
 
