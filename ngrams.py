@@ -1,6 +1,7 @@
 """Fit the n-gram branch of a small Transformer (scratch_model.py): weighed logistic regression, no gradient step."""
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -64,24 +65,30 @@ def fit_ngrams(
         parameter.data.copy_(torch.from_numpy(values))
 
 
-def choose_weight(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray, multi_label: bool) -> float:
+def choose_weight(
+    encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray, score: Callable[[np.ndarray], float]
+) -> float:
     """The branch's share of the probabilities, chosen on validation notes.
 
-    Of the shares 0, 0.1 ... 1 the one with the least log loss, and a half where nothing tells them apart (ours).
+    Of the shares 0, 0.1 ... 1 the one with the best score; of equal ones that with the least log loss, then the one
+    nearest to a half (ours).
 
     Args:
         encoder, ngrams: probabilities (notes, classes) of each by itself.
-        labels: (notes,) class indices, or (notes, classes) with 0 and 1 if `multi_label`.
+        labels: (notes,) class indices, or (notes, classes) with 0 and 1.
+        score: of probabilities on these notes, more is better.
     """
-    losses = []
-    for share in SHARES:
-        mixed = ((1 - share) * encoder + share * ngrams).clip(1e-6, 1 - 1e-6)
-        if multi_label:
-            losses.append(-np.where(labels == 1, np.log(mixed), np.log(1 - mixed)).sum(axis=1).mean())
+
+    def rank(share: float) -> tuple[float, float, float]:
+        mixed = (1 - share) * encoder + share * ngrams
+        safe = mixed.clip(1e-6, 1 - 1e-6)
+        if labels.ndim == 2:
+            loss = -np.where(labels == 1, np.log(safe), np.log(1 - safe)).sum(axis=1)
         else:
-            losses.append(-np.log(mixed[np.arange(len(labels)), labels]).mean())
-    least = SHARES[np.isclose(losses, min(losses), atol=1e-9)]
-    return float(min(least, key=lambda share: abs(share - 0.5)))
+            loss = -np.log(safe[np.arange(len(labels)), labels])
+        return round(score(mixed), 9), -round(loss.mean(), 9), -abs(share - 0.5)
+
+    return float(max(SHARES, key=rank))
 
 
 def spell_tokens(tokenizer: PreTrainedTokenizerBase, tokens: int, width: int) -> torch.Tensor:

@@ -347,6 +347,10 @@ def train_network(
 
     metric = NoteClassificationMetric(notes.task, notes.class_names)
 
+    def score_epoch(prediction: EvalPrediction) -> dict[str, float]:
+        probabilities = probabilities_from_logits(prediction.predictions, notes.task)
+        return score_validation(probabilities, prediction.label_ids.astype(np.int64), metric)
+
     def train_member(network: PreTrainedModel | PeftModel, number: int, output: Path) -> NoteTrainer:
         """The trainer of one training from the start, done; the selected weights are in its model."""
         its_arguments, its_callbacks = copy.copy(arguments), [*callbacks]
@@ -367,7 +371,7 @@ def train_network(
             data_collator=collator,
             train_dataset=encoded["train"][0],
             eval_dataset=by_length(encoded["validation"][0])[0] if epochs is None else None,
-            compute_metrics=lambda prediction: score_validation(prediction, metric),
+            compute_metrics=score_epoch,
             callbacks=its_callbacks,
             class_weights=class_weights,
         )
@@ -400,7 +404,10 @@ def train_network(
             for share in (0.0, 1.0):
                 small.config.ngram_weight = share
                 alone.append(predict(encoded["validation"][0]))
-            ngram_weight = choose_weight(*alone, notes.labels[split.validation], notes.task == "multi-label")
+            labels, selection = notes.labels[split.validation], SELECTION_METRIC[notes.task]
+            ngram_weight = choose_weight(
+                *alone, labels, lambda mixed: score_validation(mixed, labels, metric)[selection]
+            )
             logger.info("  n-grams count %.0f %%", 100 * ngram_weight)
         small.config.ngram_weight = ngram_weight
     fitting_seconds = time.perf_counter() - started
@@ -454,12 +461,11 @@ def by_length(notes: datasets.Dataset) -> tuple[datasets.Dataset, np.ndarray]:
     return notes.select(order), order
 
 
-def score_validation(prediction: EvalPrediction, metric: NoteClassificationMetric) -> dict[str, float]:
+def score_validation(
+    probabilities: np.ndarray, labels: np.ndarray, metric: NoteClassificationMetric
+) -> dict[str, float]:
     """Validation scores at the threshold that is best there: what the result file reports, on the test part."""
-    task = metric.config_name
-    probabilities = probabilities_from_logits(prediction.predictions, task)
-    labels = prediction.label_ids.astype(np.int64)
-    thresholds = tune_thresholds(probabilities, labels, task)
+    thresholds = tune_thresholds(probabilities, labels, metric.config_name)
     scores = metric.compute(predictions=probabilities, references=labels, thresholds=thresholds)
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
