@@ -1,7 +1,7 @@
 """TF-IDF and logistic regression: what a sensible user would try first, and a row in every table.
 
 Word 1-2-grams and character 3-5-grams, with the regularisation and the class weights chosen on validation by the same
-metric that selects the other models. scikit-learn, no GPU, seconds to a minute. `tfidf-nb` is the same with features
+metric that selects the other models. scikit-learn, no GPU, seconds to minutes. `tfidf-nb` is the same with features
 that naive Bayes has weighed.
 """
 
@@ -17,7 +17,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from skops import io as skops_io
 
 from metrics import SELECTION_METRIC, NoteClassificationMetric, tune_thresholds
-from naive_bayes import fit_weighted
+from naive_bayes import fit_weighted, weigh
 
 BASELINES = {"tfidf": False, "tfidf-nb": True}  # name -> weighed by naive Bayes?
 # The grid is ours: half-decades of C around the library's default of 1.
@@ -58,15 +58,14 @@ class TfidfClassifier:
     def fit(self, texts: list[str], labels: np.ndarray, settings: Settings) -> "TfidfClassifier":
         features = build_features()
         matrix = features.fit_transform(texts)
-        classifier = self.fit_classifier(matrix, labels, settings)
+        classifier = build_classifier(settings, self.task)
+        fit_weighted(matrix, labels, self.weigh(matrix, labels), classifier)
         self.pipeline = Pipeline([("features", features), ("classifier", classifier)])
         return self
 
-    def fit_classifier(
-        self, matrix: sparse.csr_array, labels: np.ndarray, settings: Settings
-    ) -> LogisticRegression | OneVsRestClassifier:
-        classifier = build_classifier(settings, self.task)
-        return fit_weighted(matrix, labels, classifier) if self.weighted else classifier.fit(matrix, labels)
+    def weigh(self, matrix: sparse.csr_array, labels: np.ndarray) -> np.ndarray:
+        """(features,): what each counts."""
+        return weigh(matrix, labels) if self.weighted else np.ones(matrix.shape[1])
 
     def fit_and_select(
         self, texts: list[str], labels: np.ndarray, validation_texts: list[str], validation_labels: np.ndarray
@@ -77,10 +76,11 @@ class TfidfClassifier:
         """
         features = build_features()
         matrix, validation_matrix = features.fit_transform(texts), features.transform(validation_texts)
+        weights = self.weigh(matrix, labels)
         metric = NoteClassificationMetric(self.task, self.class_names)
         best_score, best_settings = -1.0, None
         for settings in (Settings(C, weight) for C in REGULARISATION for weight in CLASS_WEIGHTS):
-            classifier = self.fit_classifier(matrix, labels, settings)
+            classifier = fit_weighted(matrix, labels, weights, build_classifier(settings, self.task))
             probabilities = classifier.predict_proba(validation_matrix)
             scores = metric.compute(
                 predictions=probabilities,

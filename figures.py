@@ -19,7 +19,7 @@ OTHER = "other backbones"
 # The paper's order and, for the figure, one colour a model (Okabe and Ito's palette, made for colour-blind readers).
 MODELS = {
     "tfidf": "#000000",
-    "tfidf-nb": "#CC3311",
+    "tfidf-nb": "#CC79A7",
     "camembert-bio": "#0072B2",
     "alibert": "#D55E00",
     "drbert": "#009E73",
@@ -33,7 +33,7 @@ IN_HOUSE = {
     "transformer-pretrained": "transformer (pretrained in-house)",
     "moe-transformer-pretrained": "moe-transformer (pretrained in-house)",
 }
-MORE_COLOURS = ["#CC79A7", "#882255", "#999933", "#888888"]
+MORE_COLOURS = ["#882255", "#999933", "#888888", "#44AA99"]
 HEADS = {"-": "X", "linear": "o", "adapter": "s", "lightweight": "^", "tiny-attention": "D", "grn": "*"}
 TUNINGS = {  # how a marker is filled
     "-": {},

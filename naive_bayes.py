@@ -16,7 +16,8 @@ def weigh(matrix: sparse.csr_array, labels: np.ndarray) -> np.ndarray:
     """How much each feature tells, (features,): 0 and up, the mean square of all occurrences being 1.
 
     The log ratio of two shares: of the notes with the class, those that have the feature, over the same of the notes
-    without it (Bernoulli naive Bayes); of several classes the largest in size (ours).
+    without it (Bernoulli naive Bayes); of several classes the largest in size (ours). Rare classes make the weights
+    more alike, since every rare feature seems to tell them.
 
     Args:
         matrix: (notes, features), not 0 where a note has the feature.
@@ -24,25 +25,32 @@ def weigh(matrix: sparse.csr_array, labels: np.ndarray) -> np.ndarray:
     """
     present = sparse.csr_array((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)
     has_class = labels if labels.ndim == 2 else np.eye(labels.max() + 1, dtype=int)[labels]
-    notes, of_class = len(labels), has_class.sum(axis=0)[:, None]
+    of_class = has_class.sum(axis=0)
+    kept = (of_class > 0) & (of_class < len(labels))  # a class that no or every note has is told by nothing
+    if not kept.any() or not matrix.nnz:
+        return np.ones(matrix.shape[1])
+    has_class, of_class = has_class[:, kept], of_class[kept, None]
     occurrences = present.sum(axis=0)
     within = present.T.dot(has_class).T  # (classes, features): notes with both
     share = (within + SMOOTHING) / (of_class + 2 * SMOOTHING)
-    elsewhere = (occurrences - within + SMOOTHING) / (notes - of_class + 2 * SMOOTHING)
+    elsewhere = (occurrences - within + SMOOTHING) / (len(labels) - of_class + 2 * SMOOTHING)
     told = np.abs(np.log(share / elsewhere)).max(axis=0)
-    scale = np.sqrt((told**2 * occurrences).sum() / max(occurrences.sum(), 1))
+    scale = np.sqrt((told**2 * occurrences).sum() / occurrences.sum())
     return told / scale if scale else np.ones_like(told)
 
 
 def fit_weighted(
-    matrix: sparse.csr_array, labels: np.ndarray, classifier: LogisticRegression | OneVsRestClassifier
+    matrix: sparse.csr_array,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    classifier: LogisticRegression | OneVsRestClassifier,
 ) -> LogisticRegression | OneVsRestClassifier:
-    """Fit the classifier to the weighed features; its coefficients then hold the weights: it predicts from `matrix`.
+    """Fit the classifier to features times weights; its coefficients then hold the weights: it predicts from `matrix`.
 
     Args:
         matrix, labels: as `weigh` takes them.
+        weights: (features,)
     """
-    weights = weigh(matrix, labels)
     classifier.fit(matrix @ sparse.diags_array(weights), labels)
     for fitted in getattr(classifier, "estimators_", [classifier]):
         if hasattr(fitted, "coef_"):  # none where every note has the label, or no note

@@ -11,7 +11,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
 from transformers import PreTrainedTokenizerBase
 
-from naive_bayes import fit_weighted
+from naive_bayes import fit_weighted, weigh
 from scratch_model import NgramBranch
 
 C = 10.0  # inverse strength of the penalty (ours)
@@ -47,7 +47,7 @@ def fit_ngrams(
     regression = LogisticRegression(C=C, class_weight="balanced", max_iter=200)
     if labels.ndim == 2:
         regression = OneVsRestClassifier(LogisticRegression(C=C, class_weight="balanced", solver="liblinear"))
-    fit_weighted(features, labels, regression)
+    fit_weighted(features, labels, weigh(features, labels), regression)
     classes = len(branch.bias)
     weight, bias = np.zeros((classes, 2 * branch.buckets)), np.full(classes, NEVER)
     if labels.ndim == 2:

@@ -293,7 +293,7 @@ class ScratchLayer(nn.Module):
         return hidden_states + self.dropout(update), auxiliary_loss
 
 
-# of a number, modulo 2^64; what follows the 64th character of a word is told apart by its sum alone
+# of an odd number, modulo 2^64; from the 64th character of a word on, order is lost
 WORD_POWERS = torch.full((64,), 0x2545F4914F6CDD1D).cumprod(dim=0)
 
 
@@ -344,7 +344,7 @@ class NgramBranch(nn.Module):
         in_word = characters % 2 == 1
         first = in_word & ~F.pad(in_word, (1, -1)) | ~in_word & (characters > 2 * ord(" "))
         word = first.cumsum(dim=1) - 1
-        # a polynomial of the word's characters modulo 2^64, the first of them having the power 0
+        # a polynomial of the word's characters modulo 2^64
         places = torch.arange(characters.shape[1], device=characters.device).expand_as(characters)
         power = (places - torch.where(first, places, 0).cummax(dim=1).values).clamp(max=len(WORD_POWERS) - 1)
         valued = torch.where(first | in_word, characters * WORD_POWERS.to(characters.device)[power], 0)

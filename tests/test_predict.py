@@ -11,7 +11,7 @@ import train
 SMALL = ["--folds", "1", "--max_length", "32", "--vocab_size", "400", "--num_train_epochs", "1", "--use_cpu"]
 
 
-@pytest.mark.parametrize("model", ["tfidf", "moe-transformer"])
+@pytest.mark.parametrize("model", ["tfidf", "tfidf-nb", "moe-transformer"])
 def test_predictions_are_those_of_training(notes_file, tmp_path, model):
     more = ["--long_notes", "windows", "--window_stride", "8"]
     more += ["--bf16", "False"]  # predict.py computes in float32: any difference shows

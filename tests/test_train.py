@@ -323,7 +323,7 @@ def test_encoder_too_short_for_max_length_is_guarded(notes_file, tmp_path, encod
     (["--model", "no-such/encoder"], "no-such/encoder is not in the cache and the Hub did not give it"),
     (["--folds", "0"], "--folds 0: give 1 for a single split"),
     (["--seeds", "1", "1"], "--seeds 1 1: give each seed once"),
-    (["--push_to_hub", "--model", "tfidf"], "the vocabulary of tfidf spells out words"),
+    (["--push_to_hub", "--model", "tfidf-nb"], "the vocabulary of tfidf-nb spells out words"),
     (["--push_to_hub", "--keep_model", "False"], "there would be no model to push"),
 ])
 # fmt: on

@@ -185,8 +185,16 @@ def test_the_start_of_the_meter_is_no_training_of_the_baseline(notes_file, tmp_p
     assert 0 < trained.cost["training_hours"] * 3600 <= time.perf_counter() - started - 1
 
 
+def test_the_two_baselines_are_two_models(notes_file, tmp_path):
+    predicted = []
+    for model in ("tfidf", "tfidf-nb"):
+        run, split = run_for(notes_file, tmp_path, "--model", model)
+        predicted.append(trainer.train_baseline(run, split).predict(split.test))
+    assert predicted[0].shape == predicted[1].shape and np.abs(predicted[0] - predicted[1]).max() > 1e-3
+
+
 def test_kinds_of_model():
-    assert ModelArguments(model="tfidf").kind == "baseline"
+    assert ModelArguments(model="tfidf").kind == ModelArguments(model="tfidf-nb").kind == "baseline"
     assert ModelArguments(model="moe-transformer").kind == "scratch"
     assert ModelArguments(model="moe-transformer-pretrained").kind == "in-house"
     assert ModelArguments(model="drbert", tuning="lora").kind == "lora"
