@@ -69,6 +69,10 @@ the notes and, as those of any model, may retain something of them: treat it wit
 making it public.
 """
 SCRATCH_VOCABULARY = "Its tokenizer was trained on the notes too, without the words of few notes or patients. "
+NGRAMS = (
+    "It holds weights of hashed words and pairs of words that two notes share: who has it can test whether a name is "
+    "likely to be among them. "
+)
 
 
 class HubError(Exception):
@@ -156,7 +160,7 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         repo=repo,
         activation="sigmoid()" if facts["task"] == "multi-label" else "softmax(-1)",
         max_length=facts["max_length"],
-        vocabulary=SCRATCH_VOCABULARY if is_scratch else "",
+        vocabulary=SCRATCH_VOCABULARY * is_scratch + NGRAMS * (model["ngram_weight"] is not None),
     )
     ModelCard(card).save(folder / "README.md")
 

@@ -352,9 +352,14 @@ def test_card_of_a_multi_label_model_from_scratch(write_card):
     card = write_card(results, task="multi-label", class_names=classes, thresholds=[0.5], repo="moe")
     assert "trained from scratch (moe-transformer)" in card.text and "logits.sigmoid()" in card.text
     assert "classes: " + ", ".join(classes) in card.text
-    assert "tokenizer was trained on the notes" in card.text
+    assert "tokenizer was trained on the notes" in card.text and "hashed words" not in card.text
     assert "f1 positive" not in card.text
     assert "Martin" not in card.content and "not published with the model" in card.text
+
+
+def test_card_of_a_model_with_ngrams_says_what_they_hold(write_card):
+    card = write_card([make_result(model__kind="in-house", model__revision=None, model__ngram_weight=0.9)])
+    assert "weights of hashed words and pairs of words that two notes share" in card.text
 
 
 def test_card_of_a_multi_class_model_has_no_threshold(write_card):
