@@ -16,7 +16,7 @@ from scratch_model import NgramBranch
 
 C = 10.0  # inverse strength of the penalty (ours)
 NEVER = -10.0  # the logit of a class that no training note has
-SHARES = np.linspace(0, 1, 11)
+SHARES = np.arange(11) / 10
 MIN_NOTES = 2  # a bucket of fewer training notes says nothing
 
 
