@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
+from threadpoolctl import threadpool_limits
 
 SMOOTHING = 3.0  # notes added to either side of a share (ours)
 
@@ -51,7 +52,9 @@ def fit_weighted(
         matrix, labels: as `weigh` takes them.
         weights: (features,)
     """
-    classifier.fit(matrix @ sparse.diags_array(weights), labels)
+    # Its vectors are too short to share: two threads beside one other process took five times as long as one.
+    with threadpool_limits(1):
+        classifier.fit(matrix @ sparse.diags_array(weights), labels)
     for fitted in getattr(classifier, "estimators_", [classifier]):
         if hasattr(fitted, "coef_"):  # none where every note has the label, or no note
             fitted.coef_ = fitted.coef_ * weights
