@@ -404,11 +404,7 @@ def train_network(
             for share in (0.0, 1.0):
                 small.config.ngram_weight = share
                 alone.append(predict(encoded["validation"][0]))
-            # (the epoch may be selected by a loss, which has no threshold)
-            labels, selection = notes.labels[split.validation], SELECTION_METRIC[notes.task]
-            ngram_weight = choose_weight(
-                *alone, labels, lambda mixed: score_validation(mixed, labels, metric)[selection]
-            )
+            ngram_weight = choose_weight(*alone, notes.labels[split.validation], notes.task)
             logger.info("  n-grams count %.0f %%", 100 * ngram_weight)
         small.config.ngram_weight = ngram_weight
     fitting_seconds = time.perf_counter() - started

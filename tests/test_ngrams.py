@@ -171,25 +171,27 @@ def test_several_windows_of_a_note_are_one_note():
 
 def test_the_share_of_the_branch_is_chosen_on_validation():
     labels = np.arange(200) % 2
-
-    def choose(encoder, ngrams):
-        return choose_weight(encoder, ngrams, labels, lambda mixed: (mixed.argmax(1) == labels).mean())
-
-    good, unsure = np.eye(2)[labels] * 0.8 + 0.1, np.eye(2)[labels] * 0.2 + 0.4
-    bad = good[:, ::-1]
-    assert choose(bad, good) == 1.0 and choose(good, bad) == 0.0
-    assert choose(unsure, good) == 1.0 and choose(good, unsure) == 0.0  # the same score: the surer one
-    assert choose(good, good) == 0.5  # nothing to choose: they count the same
+    good = np.eye(2)[labels] * 0.8 + 0.1
+    good[:20] = good[:20, ::-1]  # wrong of 20 notes
+    bad = np.full((200, 2), 0.5)
+    bad[:, 0] += np.linspace(-0.1, 0.1, 200)
+    bad[:, 1] = 1 - bad[:, 0]
+    unsure = 0.5 + (good - 0.5) * 0.1  # it says the same as the good one
+    assert choose_weight(good, bad, labels, "binary") == 0.0
+    assert choose_weight(bad, good, labels, "binary") == 1.0
+    assert choose_weight(good, good, labels, "binary") == 0.5  # nothing to choose: they count the same
+    assert choose_weight(bad, unsure, labels, "binary") == 1.0  # how sure it is counts nothing
     apart = [np.eye(2)[labels] * 0.9 + 0.05 for _ in range(2)]
     apart[0][:60], apart[1][60:90] = apart[0][:60, ::-1], apart[1][60:90, ::-1]  # wrong of 60 notes, and of 30 others
-    assert 0.5 < choose(*apart) < 1.0  # as good as the better one, and surer
+    assert 0.5 < choose_weight(*apart, labels, "binary") < 1.0  # the better one counts more, but not alone
 
 
 def test_the_share_of_the_branch_for_multi_label_notes():
     labels = np.eye(3, dtype=int)[np.arange(60) % 3]
-    good, flat = labels * 0.8 + 0.1, np.full((60, 3), 0.5)
-    assert choose_weight(good, flat, labels, lambda mixed: 0.0) == 0.0  # by log loss alone
-    assert choose_weight(flat, good, labels, lambda mixed: 0.0) == 1.0
+    good, chance = labels * 0.8 + 0.1, np.random.default_rng(0).random((60, 3))
+    good[:6] = 1 - good[:6]
+    assert choose_weight(good, chance, labels, "multi-label") < 0.3
+    assert choose_weight(chance, good, labels, "multi-label") > 0.7
 
 
 def test_the_weight_of_the_branch():
