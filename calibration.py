@@ -14,14 +14,19 @@ REQUIRED = (0.9, 0.95)  # recall or precision that an operating point is to keep
 LEAST = 1e-12  # a probability's distance from 0 and 1 before a logarithm
 
 
+def log_loss(probabilities: np.ndarray, labels: np.ndarray, task: str) -> float:
+    """Mean negative log-likelihood of the notes, of multi-label ones over their labels too."""
+    safe = np.clip(probabilities, LEAST, 1 - LEAST)
+    if task == "multi-label":
+        return -np.mean(labels * np.log(safe) + (1 - labels) * np.log(1 - safe))
+    return -np.mean(np.log(safe[np.arange(len(labels)), labels]))
+
+
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, task: str) -> float:
     """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2)."""
 
     def loss(logarithm: float) -> float:
-        scaled = np.clip(apply_temperature(probabilities, np.exp(logarithm), task), LEAST, 1 - LEAST)
-        if task == "multi-label":
-            return -np.mean(labels * np.log(scaled) + (1 - labels) * np.log(1 - scaled))
-        return -np.mean(np.log(scaled[np.arange(len(labels)), labels]))
+        return log_loss(apply_temperature(probabilities, np.exp(logarithm), task), labels, task)
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
 

@@ -10,7 +10,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
 from transformers import PreTrainedTokenizerBase
 
-from calibration import apply_temperature, fit_temperature
+from calibration import apply_temperature, fit_temperature, log_loss
 from naive_bayes import fit_weighted, weigh
 from scratch_model import NgramBranch
 
@@ -79,12 +79,8 @@ def choose_weight(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray, t
 
     def rank(share: float) -> tuple[float, float]:
         mixed = (1 - share) * encoder + share * ngrams
-        scaled = apply_temperature(mixed, fit_temperature(mixed, labels, task), task).clip(1e-6, 1 - 1e-6)
-        if task == "multi-label":
-            loss = -np.where(labels == 1, np.log(scaled), np.log(1 - scaled))
-        else:
-            loss = -np.log(scaled[np.arange(len(labels)), labels])
-        return round(float(loss.mean()), 6), abs(share - 0.5)
+        scaled = apply_temperature(mixed, fit_temperature(mixed, labels, task), task)
+        return round(log_loss(scaled, labels, task), 6), abs(share - 0.5)
 
     return float(min(SHARES, key=rank))
 

@@ -347,10 +347,6 @@ def train_network(
 
     metric = NoteClassificationMetric(notes.task, notes.class_names)
 
-    def score_epoch(prediction: EvalPrediction) -> dict[str, float]:
-        probabilities = probabilities_from_logits(prediction.predictions, notes.task)
-        return score_validation(probabilities, prediction.label_ids.astype(np.int64), metric)
-
     def train_member(network: PreTrainedModel | PeftModel, number: int, output: Path) -> NoteTrainer:
         """The trainer of one training from the start, done; the selected weights are in its model."""
         its_arguments, its_callbacks = copy.copy(arguments), [*callbacks]
@@ -371,7 +367,7 @@ def train_network(
             data_collator=collator,
             train_dataset=encoded["train"][0],
             eval_dataset=by_length(encoded["validation"][0])[0] if epochs is None else None,
-            compute_metrics=score_epoch,
+            compute_metrics=lambda prediction: score_validation(prediction, metric),
             callbacks=its_callbacks,
             class_weights=class_weights,
         )
@@ -458,11 +454,12 @@ def by_length(notes: datasets.Dataset) -> tuple[datasets.Dataset, np.ndarray]:
     return notes.select(order), order
 
 
-def score_validation(
-    probabilities: np.ndarray, labels: np.ndarray, metric: NoteClassificationMetric
-) -> dict[str, float]:
+def score_validation(prediction: EvalPrediction, metric: NoteClassificationMetric) -> dict[str, float]:
     """Validation scores at the threshold that is best there: what the result file reports, on the test part."""
-    thresholds = tune_thresholds(probabilities, labels, metric.config_name)
+    task = metric.config_name
+    probabilities = probabilities_from_logits(prediction.predictions, task)
+    labels = prediction.label_ids.astype(np.int64)
+    thresholds = tune_thresholds(probabilities, labels, task)
     scores = metric.compute(predictions=probabilities, references=labels, thresholds=thresholds)
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
