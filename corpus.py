@@ -68,8 +68,10 @@ def of_notes(notes: Notes, rows: np.ndarray) -> Corpus:
     return Corpus([notes.texts[row] for row in rows], names)
 
 
-def read_corpus(sources: Sequence[str], text_column: str = "text", group_column: str | None = None) -> Corpus:
-    """Every document of the sources, in their order.
+def read_corpus(
+    sources: Sequence[str], text_column: str = "text", group_column: str | None = None, id_column: str | None = None
+) -> Corpus:
+    """Every document of the sources, in their order; a table may lack the columns of groups and ids.
 
     A source is a UTF-8 text file with one document a line; a table as for `--dataset` (CSV, TSV, JSONL, Parquet, a Hub
     data set or synthetic), all of it whatever its splits; or a folder of tables or, if it has none, of `.txt` files,
@@ -78,6 +80,7 @@ def read_corpus(sources: Sequence[str], text_column: str = "text", group_column:
     Raises:
         DataError: a source cannot be read or holds no text.
     """
+    columns = dict(text_column=text_column, group_column=group_column, id_column=id_column)
     corpus = Corpus([], [])
     for source in sources:
         path = Path(source).expanduser()
@@ -86,7 +89,7 @@ def read_corpus(sources: Sequence[str], text_column: str = "text", group_column:
             if files:
                 found = Corpus([], [])
                 for file in files:
-                    found = found + _read_table(str(file), text_column, group_column)
+                    found = found + _read_table(str(file), columns)
             else:
                 files = sorted(path.rglob("*.txt"))
                 texts = [_read_text(file) for file in files]
@@ -95,7 +98,7 @@ def read_corpus(sources: Sequence[str], text_column: str = "text", group_column:
             lines = [line for line in _read_text(path).splitlines() if line.strip()]
             found = Corpus(lines, [()] * len(lines))
         else:
-            found = _read_table(source, text_column, group_column)
+            found = _read_table(source, columns)
         found = found.select(row for row, text in enumerate(found.texts) if text.strip())
         if not len(found):
             raise DataError(f"--unlabeled {source}: no text in it; give text files, tables with text, or folders.")
@@ -112,10 +115,9 @@ def _read_text(path: Path) -> str:
         raise DataError(f"--unlabeled {path} cannot be opened ({error.strerror}).") from error
 
 
-def _read_table(source: str, text_column: str, group_column: str | None) -> Corpus:
-    arguments = DataArguments(dataset=source, text_column=text_column, group_column=group_column, split_column="none")
+def _read_table(source: str, columns: dict[str, str | None]) -> Corpus:
     try:
-        notes = read_unlabeled(arguments)
+        notes = read_unlabeled(DataArguments(dataset=source, split_column="none", **columns), needs_ids=False)
     except DataError as error:
         raise DataError(f"--unlabeled: {str(error).removeprefix('--dataset ')}") from None
     return of_notes(notes, np.arange(len(notes)))

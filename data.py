@@ -483,15 +483,16 @@ def load_notes(arguments: DataArguments) -> Notes:
     return notes
 
 
-def read_unlabeled(arguments: DataArguments) -> Notes:
+def read_unlabeled(arguments: DataArguments, needs_ids: bool = True) -> Notes:
     """Every note, whether it has a label or not, with ids, groups and given splits where the table has them.
 
-    For prediction, and for pretraining: `task` is "none", there are no labels, and a table may lack `group_column`.
+    For prediction, and for pretraining: `task` is "none", there are no labels, and a table may lack `group_column`,
+    and `id_column` unless it `needs_ids`.
     """
     frame, _ = _read_table(arguments)
     _require_column(frame, arguments.text_column, "text_column")
     texts = _check_texts(frame[arguments.text_column])
-    ids = _note_ids(frame, arguments.id_column)
+    ids = _note_ids(frame, arguments.id_column if needs_ids or arguments.id_column in frame.columns else None)
     group_column = _group_column(arguments)
     groups = _complete_column(frame, group_column, "group_column") if group_column in frame.columns else None
     no_labels = np.zeros(len(texts), dtype=np.int64)

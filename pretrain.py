@@ -153,6 +153,10 @@ class PretrainArguments:
     group_column: str | None = field(
         default=None, metadata={"help": "Column with the patient or document, of all tables that have it."}
     )
+    id_column: str | None = field(
+        default=None,
+        metadata={"help": "Column with the note's id, of all tables that have it. Default: 'id' or 'note_id'."},
+    )
     split_column: str = field(default="split", metadata={"help": "Column of --dataset with train, validation, test."})
     tokenizer: str | None = field(
         default=None,
@@ -279,7 +283,7 @@ def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transduct
 def read_text(arguments: PretrainArguments) -> PretrainingText:
     """What `--dataset`, `--unlabeled` and `--transductive` mean."""
     nothing = Corpus([], [])
-    unlabeled = read_corpus(arguments.unlabeled, arguments.text_column, arguments.group_column)
+    unlabeled = read_corpus(arguments.unlabeled, arguments.text_column, arguments.group_column, arguments.id_column)
     training = held_out = nothing
     if arguments.dataset is not None:
         notes = read_unlabeled(
@@ -287,6 +291,7 @@ def read_text(arguments: PretrainArguments) -> PretrainingText:
                 dataset=arguments.dataset,
                 text_column=arguments.text_column,
                 group_column=arguments.group_column,
+                id_column=arguments.id_column,
                 split_column=arguments.split_column,
             )
         )
@@ -299,6 +304,13 @@ def read_text(arguments: PretrainArguments) -> PretrainingText:
                     "or accept a model that knows its test notes (--transductive)."
                 )
         else:
+            if "validation" not in notes.given_splits and not arguments.transductive:
+                raise DataError(
+                    f"--dataset {arguments.dataset} has no validation part: train.py would draw it from the training "
+                    "part, whose text the model then knows. Give one, let train.py pretrain "
+                    "(--model transformer-pretrained), or accept a model that knows its validation notes "
+                    "(--transductive)."
+                )
             is_training = notes.given_splits == "train"
         training, held_out = (of_notes(notes, np.flatnonzero(rows)) for rows in (is_training, ~is_training))
         logger.info("%s: %d training notes, %d held out", arguments.dataset, len(training), len(held_out))

@@ -234,7 +234,8 @@ class Run:
     @cached_property
     def unlabeled(self) -> Corpus:
         """The further text for models pretrained in-house."""
-        return read_corpus(self.model_args.unlabeled, self.data_args.text_column, self.data_args.group_column)
+        columns = self.data_args.text_column, self.data_args.group_column, self.data_args.id_column
+        return read_corpus(self.model_args.unlabeled, *columns)
 
 
 def epochs_to_train(model_args: ModelArguments, arguments: TrainingArguments, notes: int) -> float:

@@ -78,6 +78,15 @@ def test_notes_go_by_id_and_patient(tmp_path):
     assert of_notes(notes, np.array([1, 0])).groups == ["8", "7"]
 
 
+def test_ids_are_looked_up_where_a_table_has_them(tmp_path):
+    ours = tmp_path / "ours.csv"
+    pd.DataFrame({"key": ["n1", "n2"], "text": [NOTE, OTHER]}).to_csv(ours, index=False)
+    theirs = tmp_path / "theirs.csv"
+    pd.DataFrame({"id": ["x"], "text": ["un texte"]}).to_csv(theirs, index=False)
+    assert read_corpus([str(ours), str(theirs)], id_column="key").names == [("n1",), ("n2",), ("x",)]
+    assert read_corpus([str(ours)]).names == [(), ()]
+
+
 def test_each_kind_of_source(tmp_path):
     (tmp_path / "lines.txt").write_text("un\n\n deux\n", encoding="utf-8")
     tables = tmp_path / "tables"

@@ -194,7 +194,8 @@ def test_scores_at_masked_tokens_alone_give_the_same_loss(camembert, tmp_path):
 
 def test_training_part_alone_is_read(tmp_path, capsys):
     """Test documents must not leak into pretraining: of these notes 19 are left."""
-    rows = [f"{text},{'train' if number < 19 else 'test'}" for number, text in enumerate(invent_texts())]
+    parts = ["train"] * 19 + ["validation"] + ["test"] * 101
+    rows = [f"{text},{part}" for text, part in zip(invent_texts(), parts, strict=True)]
     notes = tmp_path / "notes.csv"
     notes.write_text("\n".join(["note,split", *rows]), encoding="utf-8")
     options = ("--architecture", "bert", "--dataset", notes, "--text_column", "note", "--output_dir", tmp_path / "out")
@@ -221,6 +222,17 @@ def test_notes_without_splits_are_all_held_out(tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "pretrain.json").read_text(encoding="utf-8"))
     assert (report["documents"], report["training_notes"]) == (30, 0)
     assert report["removed"] == {"by_name": 0, "by_content": 121, "copies": 0}
+
+
+def test_notes_without_a_validation_part_are_refused(tmp_path, capsys):
+    """train.py would draw one from the training part, which the model knows by then."""
+    notes = tmp_path / "notes.csv"
+    rows = [f"{text},{'train' if number < 100 else 'test'}" for number, text in enumerate(invent_texts())]
+    notes.write_text("\n".join(["text,split", *rows]), encoding="utf-8")
+    options = ("--architecture", "bert", "--dataset", notes, "--output_dir", tmp_path / "out")
+    assert run(*options) == 1
+    assert "has no validation part: train.py would draw it from the training part" in capsys.readouterr().err
+    assert run(*options, *TINY, "--max_steps", 1, "--transductive") == 0
 
 
 @pytest.mark.parametrize("experts", ["transformer", "moe-transformer"])
