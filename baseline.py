@@ -2,14 +2,15 @@
 
 Word 1-2-grams and character 3-5-grams, with the regularisation and the class weights chosen on validation by the same
 metric that selects the other models. scikit-learn, no GPU, seconds to minutes. `tfidf-nb` is the same with features
-that naive Bayes has weighed.
+that naive Bayes has weighed, once or squared.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product, starmap
 from pathlib import Path
 
 import numpy as np
-from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
@@ -17,9 +18,9 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from skops import io as skops_io
 
 from metrics import SELECTION_METRIC, NoteClassificationMetric, tune_thresholds
-from naive_bayes import fit_weighted, weigh
+from naive_bayes import POWERS, fit_weighted, weigh
 
-BASELINES = {"tfidf": False, "tfidf-nb": True}  # name -> weighed by naive Bayes?
+BASELINES = {"tfidf": (0,), "tfidf-nb": POWERS}  # name -> powers of the naive Bayes weights to choose from
 # The grid is ours: half-decades of C around the library's default of 1.
 REGULARISATION = (0.3, 1.0, 3.0, 10.0, 30.0)
 CLASS_WEIGHTS = (None, "balanced")
@@ -32,6 +33,7 @@ class Settings:
 
     C: float
     class_weight: str | None
+    naive_bayes_power: int
 
 
 def build_features() -> FeatureUnion:
@@ -49,26 +51,26 @@ def build_classifier(settings: Settings, task: str) -> LogisticRegression | OneV
 class TfidfClassifier:
     """Vectoriser and classifier; `predict_probabilities` gives (notes, classes) as the neural models do."""
 
-    def __init__(self, task: str, class_names: list[str], weighted: bool = False, pipeline: Pipeline | None = None):
+    def __init__(self, task: str, class_names: list[str], pipeline: Pipeline | None = None):
         self.task = task
         self.class_names = class_names
-        self.weighted = weighted
         self.pipeline = pipeline
 
     def fit(self, texts: list[str], labels: np.ndarray, settings: Settings) -> "TfidfClassifier":
         features = build_features()
         matrix = features.fit_transform(texts)
         classifier = build_classifier(settings, self.task)
-        fit_weighted(matrix, labels, self.weigh(matrix, labels), classifier)
+        fit_weighted(matrix, labels, weigh(matrix, labels, settings.naive_bayes_power), classifier)
         self.pipeline = Pipeline([("features", features), ("classifier", classifier)])
         return self
 
-    def weigh(self, matrix: sparse.csr_array, labels: np.ndarray) -> np.ndarray:
-        """(features,): what each counts."""
-        return weigh(matrix, labels) if self.weighted else np.ones(matrix.shape[1])
-
     def fit_and_select(
-        self, texts: list[str], labels: np.ndarray, validation_texts: list[str], validation_labels: np.ndarray
+        self,
+        texts: list[str],
+        labels: np.ndarray,
+        validation_texts: list[str],
+        validation_labels: np.ndarray,
+        powers: Sequence[int],
     ) -> Settings:
         """Fit every setting of the grid on the training notes and keep the best on validation.
 
@@ -76,11 +78,12 @@ class TfidfClassifier:
         """
         features = build_features()
         matrix, validation_matrix = features.fit_transform(texts), features.transform(validation_texts)
-        weights = self.weigh(matrix, labels)
+        weights = {power: weigh(matrix, labels, power) for power in powers}
         metric = NoteClassificationMetric(self.task, self.class_names)
         best_score, best_settings = -1.0, None
-        for settings in (Settings(C, weight) for C in REGULARISATION for weight in CLASS_WEIGHTS):
-            classifier = fit_weighted(matrix, labels, weights, build_classifier(settings, self.task))
+        for settings in starmap(Settings, product(REGULARISATION, CLASS_WEIGHTS, powers)):
+            classifier = build_classifier(settings, self.task)
+            fit_weighted(matrix, labels, weights[settings.naive_bayes_power], classifier)
             probabilities = classifier.predict_proba(validation_matrix)
             scores = metric.compute(
                 predictions=probabilities,

@@ -11,9 +11,10 @@ from sklearn.multiclass import OneVsRestClassifier
 from threadpoolctl import threadpool_limits
 
 SMOOTHING = 3.0  # notes added to either side of a share (ours)
+POWERS = (1, 2)  # to which the weights are raised: validation chooses one (ours)
 
 
-def weigh(matrix: sparse.csr_array, labels: np.ndarray) -> np.ndarray:
+def weigh(matrix: sparse.csr_array, labels: np.ndarray, power: int = 1) -> np.ndarray:
     """How much each feature tells, (features,): 0 and up, the mean square of all occurrences being 1.
 
     The log ratio of two shares: of the notes with the class, those that have the feature, over the same of the notes
@@ -23,6 +24,7 @@ def weigh(matrix: sparse.csr_array, labels: np.ndarray) -> np.ndarray:
     Args:
         matrix: (notes, features), not 0 where a note has the feature.
         labels: (notes,) class indices, or (notes, classes) with 0 and 1.
+        power: of the ratio; the higher, the more the features that tell much stand out. 0: all count the same.
     """
     present = sparse.csr_array((np.ones(matrix.nnz), matrix.indices, matrix.indptr), shape=matrix.shape)
     has_class = labels if labels.ndim == 2 else np.eye(labels.max() + 1, dtype=int)[labels]
@@ -35,7 +37,7 @@ def weigh(matrix: sparse.csr_array, labels: np.ndarray) -> np.ndarray:
     within = present.T.dot(has_class).T  # (classes, features): notes with both
     share = (within + SMOOTHING) / (of_class + 2 * SMOOTHING)
     elsewhere = (occurrences - within + SMOOTHING) / (len(labels) - of_class + 2 * SMOOTHING)
-    told = np.abs(np.log(share / elsewhere)).max(axis=0)
+    told = np.abs(np.log(share / elsewhere)).max(axis=0) ** power
     scale = np.sqrt((told**2 * occurrences).sum() / occurrences.sum())
     return told / scale if scale else np.ones_like(told)
 

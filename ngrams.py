@@ -1,6 +1,8 @@
 """Fit the n-gram branch of a small Transformer (scratch_model.py): weighed logistic regression, no gradient step."""
 
 import re
+from dataclasses import dataclass
+from itertools import product, starmap
 
 import numpy as np
 import torch
@@ -16,18 +18,25 @@ from scratch_model import NgramBranch
 
 C = 10.0  # inverse strength of the penalty (ours)
 NEVER = -10.0  # the logit of a class that no training note has
-SHARES = np.arange(11) / 10
+SHARES = [tenths / 10 for tenths in range(11)]
 MIN_NOTES = 2  # a bucket of fewer training notes says nothing
 
 
-def fit_ngrams(
-    branch: NgramBranch, tokenizer: PreTrainedTokenizerBase, notes: list[list[list[int]]], labels: np.ndarray
-):
-    """Set the branch's parameters from training notes, in place.
+@dataclass(frozen=True)
+class NgramSettings:
+    """What validation chooses: the branch's share of the probabilities, and the power of its naive Bayes weights."""
+
+    weight: float
+    power: int
+
+
+def count_ngrams(
+    branch: NgramBranch, tokenizer: PreTrainedTokenizerBase, notes: list[list[list[int]]]
+) -> sparse.csr_array:
+    """The features (notes, 2 buckets) of training notes; sets what the branch knows without their labels, in place.
 
     Args:
         notes: for each note its windows of token ids.
-        labels: (notes,) class indices, or (notes, classes) with 0 and 1.
     """
     branch.spelling.copy_(spell_tokens(tokenizer, *branch.spelling.shape))
     counts = []
@@ -44,10 +53,22 @@ def fit_ngrams(
     words, characters = weighted[:, : branch.buckets], weighted[:, branch.buckets :]
     features = sparse.csr_array(sparse.hstack([normalize(words), normalize(characters)]))
     features.eliminate_zeros()  # of the n-grams that too few notes have
+    branch.idf.data.copy_(torch.from_numpy(idf.reshape(2, -1)))
+    return features
+
+
+def fit_ngrams(branch: NgramBranch, features: sparse.csr_array, labels: np.ndarray, power: int):
+    """Set the branch's weights and biases, in place.
+
+    Args:
+        features: of the training notes, as `count_ngrams` returns them.
+        labels: (notes,) class indices, or (notes, classes) with 0 and 1.
+        power: of the naive Bayes weights.
+    """
     regression = LogisticRegression(C=C, class_weight="balanced", max_iter=200)
     if labels.ndim == 2:
         regression = OneVsRestClassifier(LogisticRegression(C=C, class_weight="balanced", solver="liblinear"))
-    fit_weighted(features, labels, weigh(features, labels), regression)
+    fit_weighted(features, labels, weigh(features, labels, power), regression)
     classes = len(branch.bias)
     weight, bias = np.zeros((classes, 2 * branch.buckets)), np.full(classes, NEVER)
     if labels.ndim == 2:
@@ -61,28 +82,29 @@ def fit_ngrams(
             weight[number], bias[number] = sign * regression.coef_[0], sign * regression.intercept_[0]
     else:
         weight[regression.classes_], bias[regression.classes_] = regression.coef_, regression.intercept_
-    for parameter, values in ((branch.idf, idf.reshape(2, -1)), (branch.weight, weight), (branch.bias, bias)):
-        parameter.data.copy_(torch.from_numpy(values))
+    branch.weight.data.copy_(torch.from_numpy(weight))
+    branch.bias.data.copy_(torch.from_numpy(bias))
 
 
-def choose_weight(encoder: np.ndarray, ngrams: np.ndarray, labels: np.ndarray, task: str) -> float:
-    """The branch's share of the probabilities, chosen on validation notes.
+def choose_ngrams(encoder: np.ndarray, ngrams: dict[int, np.ndarray], labels: np.ndarray, task: str) -> NgramSettings:
+    """The branch's share of the probabilities and the power of its weights, chosen on validation notes.
 
-    Of the shares 0, 0.1 ... 1 the one with the least log loss at its best temperature, and the one nearest to a half
-    where nothing tells them apart (ours). Not by F1: the encoder's epoch was, on the same notes. Not as the
-    probabilities are: n-grams that are less sure than right would count too little.
+    Of the shares 0, 0.1 ... 1 with each power the pair with the least log loss at its best temperature, and the share
+    nearest to a half where nothing tells them apart (ours). Not by F1: the encoder's epoch was, on the same notes. Not
+    as the probabilities are: n-grams that are less sure than right would count too little.
 
     Args:
-        encoder, ngrams: probabilities (notes, classes) of each by itself.
+        encoder: probabilities (notes, classes) of the encoder by itself.
+        ngrams: by power, those of the branch by itself.
         labels: (notes,) class indices, or (notes, classes) with 0 and 1 for a multi-label task.
     """
 
-    def rank(share: float) -> tuple[float, float]:
-        mixed = (1 - share) * encoder + share * ngrams
+    def rank(settings: NgramSettings) -> tuple[float, float]:
+        mixed = (1 - settings.weight) * encoder + settings.weight * ngrams[settings.power]
         scaled = apply_temperature(mixed, fit_temperature(mixed, labels, task), task)
-        return round(log_loss(scaled, labels, task), 6), abs(share - 0.5)
+        return round(log_loss(scaled, labels, task), 6), abs(settings.weight - 0.5)
 
-    return float(min(SHARES, key=rank))
+    return min(starmap(NgramSettings, product(SHARES, ngrams)), key=rank)
 
 
 def spell_tokens(tokenizer: PreTrainedTokenizerBase, tokens: int, width: int) -> torch.Tensor:

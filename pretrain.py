@@ -470,7 +470,7 @@ def resolve_settings(arguments: PretrainArguments, training_args: TrainingArgume
         if described[name] and path.exists():
             described[name] = path.resolve().name
     described["unlabeled"] = [Path(source).expanduser().resolve().name for source in arguments.unlabeled]
-    del described["overwrite"]
+    del described["overwrite"], described["id_column"]  # which decides what is left out: the text tells
     training = {name: getattr(training_args, name) for name in DECISIVE}
     return json.loads(json.dumps({"arguments": described, "training": training, **text.describe()}, default=str))
 

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import datasets
@@ -40,6 +40,7 @@ from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
+from ngrams import NgramSettings
 from pretrain import ArgumentError
 from results import (
     FAILURE_FILE,
@@ -323,7 +324,8 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
     split = Split(train, nothing, nothing)
     logger.info("model for use: training on %d notes", len(train))
     if run.model_args.kind == "baseline":
-        chosen = Counter((result["model"]["C"], result["model"]["class_weight"]) for result in fold_results)
+        names = [field.name for field in fields(Settings)]
+        chosen = Counter(tuple(result["model"][name] for name in names) for result in fold_results)
         trained = train_baseline(run, split, Settings(*chosen.most_common(1)[0][0]))
     else:
         # Of its own schedule as much as of the folds': with --min_steps that of more notes has fewer epochs.
@@ -333,15 +335,19 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
             for result in fold_results
         )
         epochs = share * epochs_to_train(run.model_args, training_args, len(train))
-        ngram_weight = None
+        ngrams = None
         if run.model_args.ngram_branch:
-            ngram_weight = statistics.median(result["model"]["ngram_weight"] for result in fold_results)
+            weights, powers = zip(
+                *((result["model"]["ngram_weight"], result["model"]["naive_bayes_power"]) for result in fold_results),
+                strict=True,
+            )
+            ngrams = NgramSettings(statistics.median(weights), statistics.mode(powers))
         folder = run.output / "model-checkpoints"
         settings = resolve_settings(run, seed)
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
                 discard_foreign_checkpoints(folder, settings | {"epochs": epochs})
-        trained = train_network(run, split, seed, folder, epochs, ngram_weight)
+        trained = train_network(run, split, seed, folder, epochs, ngrams)
     trained_on = f"All {len(notes)} notes." if len(splits) > 1 else f"The {len(train)} notes of the training part."
     save_model(run, trained, fold_results, trained_on)
 

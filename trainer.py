@@ -44,7 +44,8 @@ from features import FeatureCollator, FrozenFeatures, load_or_compute
 from memory import plan_memory
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
 from models import PRETRAINED_HERE, ModelArguments, build_model, put_encoder_back, suit_cpu
-from ngrams import choose_weight, fit_ngrams
+from naive_bayes import POWERS
+from ngrams import NgramSettings, choose_ngrams, count_ngrams, fit_ngrams
 from predict import classify
 from pretrain import (
     BLOCK_LENGTH,
@@ -261,14 +262,14 @@ class Trained:
 def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> Trained:
     """TF-IDF; with `settings` it is fitted to them instead of choosing on validation."""
     notes = run.notes
-    classifier = TfidfClassifier(notes.task, notes.class_names, weighted=BASELINES[run.model_args.model])
+    classifier = TfidfClassifier(notes.task, notes.class_names)
     texts = {part: [notes.texts[row] for row in rows] for part, rows in split.parts()}
     with measure_power(run.model_args.country_iso_code) as power:
         started = time.perf_counter()  # the meter's own start takes seconds
         if settings is None:
-            settings = classifier.fit_and_select(
-                texts["train"], notes.labels[split.train], texts["validation"], notes.labels[split.validation]
-            )
+            validation = texts["validation"], notes.labels[split.validation]
+            powers = BASELINES[run.model_args.model]
+            settings = classifier.fit_and_select(texts["train"], notes.labels[split.train], *validation, powers)
         else:
             classifier.fit(texts["train"], notes.labels[split.train], settings)
         seconds = time.perf_counter() - started
@@ -301,13 +302,13 @@ def train_network(
     seed: int,
     folder: Path,
     epochs: float | None = None,
-    ngram_weight: float | None = None,
+    ngrams: NgramSettings | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
     """Train by the Hugging Face Trainer, resuming from the last checkpoint in `folder` if there is one.
 
     With `epochs`, it trains for so long and selects nothing: `split.validation` is then not looked at, and an n-gram
-    branch gets the weight that is given.
+    branch gets the settings that are given.
     """
     model_args, data_args, training_args, notes = run.model_args, run.data_args, run.training_args, run.notes
     frozen = model_args.kind == "frozen"
@@ -395,15 +396,21 @@ def train_network(
     started = time.perf_counter()
     if model_args.ngram_branch:
         small = trainer.accelerator.unwrap_model(trainer.model)
-        fit_ngrams(small.ngrams, tokenizer, encoded["train"][0]["input_ids"], notes.labels[split.train])
-        if ngram_weight is None:
-            alone = []
-            for share in (0.0, 1.0):
-                small.config.ngram_weight = share
-                alone.append(predict(encoded["validation"][0]))
-            ngram_weight = choose_weight(*alone, notes.labels[split.validation], notes.task)
-            logger.info("  n-grams count %.0f %%", 100 * ngram_weight)
-        small.config.ngram_weight = ngram_weight
+        features = count_ngrams(small.ngrams, tokenizer, encoded["train"][0]["input_ids"])
+        fitted = None
+        if ngrams is None:
+            validation, alone = encoded["validation"][0], {}
+            small.config.ngram_weight = 0.0
+            encoder = predict(validation)
+            small.config.ngram_weight = 1.0
+            for fitted in POWERS:
+                fit_ngrams(small.ngrams, features, notes.labels[split.train], fitted)
+                alone[fitted] = predict(validation)
+            ngrams = choose_ngrams(encoder, alone, notes.labels[split.validation], notes.task)
+            logger.info("  n-grams count %.0f %%", 100 * ngrams.weight)
+        if ngrams.power != fitted:
+            fit_ngrams(small.ngrams, features, notes.labels[split.train], ngrams.power)
+        small.config.ngram_weight = ngrams.weight
     fitting_seconds = time.perf_counter() - started
 
     @cache
@@ -431,7 +438,8 @@ def train_network(
         model=described
         | {
             "pretraining": pretraining and describe_pretraining(pretrained, pretraining),
-            "ngram_weight": ngram_weight if model_args.ngram_branch else None,
+            "ngram_weight": ngrams and ngrams.weight,
+            "naive_bayes_power": ngrams and ngrams.power,
         },
         cost={
             "training_hours": (fitting_seconds + sum(member.seconds for member in members)) / 3600,

@@ -2,6 +2,7 @@
 
 import zipfile
 from functools import cache
+from itertools import product, starmap
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from conftest import FINDINGS
 from sklearn.metrics import f1_score
 
-from baseline import CLASS_WEIGHTS, REGULARISATION, Settings, TfidfClassifier
+from baseline import BASELINES, CLASS_WEIGHTS, REGULARISATION, Settings, TfidfClassifier
 from data import DataArguments, load_notes
 from metrics import SELECTION_METRIC, THRESHOLD_GRID, decide, tune_thresholds
+from naive_bayes import POWERS
 from splits import draw_splits
 
 FRACCO = Path(__file__).resolve().parents[2] / "shared" / "data" / "fracco_metastasis"
@@ -30,15 +32,15 @@ def make_corpus(task: str, seed: int = 0, noise: float = 0.0) -> tuple[list[str]
 
 
 @cache
-def fit(task: str, weighted: bool = False) -> TfidfClassifier:
-    return TfidfClassifier(task, NAMES[task], weighted).fit(*make_corpus(task), Settings(10.0, None))
+def fit(task: str, power: int = 0) -> TfidfClassifier:
+    return TfidfClassifier(task, NAMES[task]).fit(*make_corpus(task), Settings(10.0, None, power))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("power", [0, *POWERS])
 @pytest.mark.parametrize("task", NAMES)
-def test_learns_what_can_be_read(task, weighted):
+def test_learns_what_can_be_read(task, power):
     texts, labels = make_corpus(task, 2)
-    probabilities = fit(task, weighted).predict_probabilities(texts)
+    probabilities = fit(task, power).predict_probabilities(texts)
     assert probabilities.shape == (60, len(NAMES[task]))
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
     if task != "multi-label":
@@ -46,17 +48,17 @@ def test_learns_what_can_be_read(task, weighted):
     assert (decide(probabilities, task, None) == labels).mean() > 0.9
 
 
-@pytest.mark.parametrize("task", ["binary", "multi-label"])
-def test_validation_chooses_and_teaches_nothing(task, monkeypatch):
+@pytest.mark.parametrize(("task", "powers"), [("binary", (0, 1)), ("multi-label", (0,))])
+def test_validation_chooses_and_teaches_nothing(task, powers, monkeypatch):
     """Refitted one by one, no setting of the grid does better on validation than the one that was kept."""
     monkeypatch.setattr("metrics.THRESHOLD_GRID", THRESHOLD_GRID[::10])  # for speed
     texts, labels = make_corpus(task, 0, noise=0.3)
     validation_texts, validation_labels = make_corpus(task, 1, noise=0.3)
     validation_texts = [f"{text} Sarcoïdose." for text in validation_texts]
     model = TfidfClassifier(task, NAMES[task])
-    kept = model.fit_and_select(texts, labels, validation_texts, validation_labels)
+    kept = model.fit_and_select(texts, labels, validation_texts, validation_labels, powers)
     scores = {}
-    for settings in (Settings(C, weight) for C in REGULARISATION for weight in CLASS_WEIGHTS):
+    for settings in starmap(Settings, product(REGULARISATION, CLASS_WEIGHTS, powers)):
         refitted = TfidfClassifier(task, NAMES[task]).fit(texts, labels, settings)
         probabilities = refitted.predict_probabilities(validation_texts)
         predicted = decide(probabilities, task, tune_thresholds(probabilities, validation_labels, task))
@@ -71,10 +73,10 @@ def test_validation_chooses_and_teaches_nothing(task, monkeypatch):
     assert "sarcoïdose" not in vocabulary
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("power", [0, 2])
 @pytest.mark.parametrize("task", NAMES)
-def test_saved_and_loaded(task, weighted, tmp_path):
-    model = fit(task, weighted)
+def test_saved_and_loaded(task, power, tmp_path):
+    model = fit(task, power)
     model.save(tmp_path / "model")
     (file,) = (tmp_path / "model").iterdir()
     assert file.suffix == ".skops" and zipfile.is_zipfile(file)
@@ -107,20 +109,19 @@ def test_deterministic(task):
 
 def test_weighed_by_naive_bayes_is_another_model():
     texts, _ = make_corpus("binary", 2)
-    plain, weighed = (fit("binary", weighted).predict_probabilities(texts) for weighted in (False, True))
-    assert np.abs(plain - weighed).max() > 0.01
+    plain, weighed, squared = (fit("binary", power).predict_probabilities(texts) for power in (0, 1, 2))
+    assert np.abs(plain - weighed).max() > 0.01 and np.abs(weighed - squared).max() > 0.01
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not FRACCO.is_dir(), reason="needs the public notes of FRACCO beside the repository")
-@pytest.mark.parametrize(("weighted", "score"), [(False, 0.8762), (True, 0.9349)])
-def test_reference_score_on_public_notes(weighted, score):
+@pytest.mark.parametrize(("name", "score"), [("tfidf", 0.8762), ("tfidf-nb", 0.9349)])
+def test_reference_score_on_public_notes(name, score):
     notes = load_notes(DataArguments(dataset=str(FRACCO / "data.parquet"), group_column="doc_id"))
     (split,) = draw_splits(notes, DataArguments())
     texts = {name: [notes.texts[row] for row in part] for name, part in split.parts()}
-    model = TfidfClassifier(notes.task, notes.class_names, weighted)
-    model.fit_and_select(
-        texts["train"], notes.labels[split.train], texts["validation"], notes.labels[split.validation]
-    )
+    model = TfidfClassifier(notes.task, notes.class_names)
+    validation = texts["validation"], notes.labels[split.validation]
+    model.fit_and_select(texts["train"], notes.labels[split.train], *validation, BASELINES[name])
     predicted = decide(model.predict_probabilities(texts["test"]), notes.task, None)
     assert f1_score(notes.labels[split.test], predicted, average="macro") == pytest.approx(score, abs=0.005)

@@ -30,6 +30,15 @@ def test_weights_by_hand():
     np.testing.assert_allclose(weigh(csr_array(counts), labels), expected)
 
 
+def test_powers_make_what_tells_much_stand_out():
+    counts, labels = invent()
+    matrix = csr_array(counts)
+    plain, squared = (weigh(matrix, labels, power) for power in (1, 2))
+    np.testing.assert_allclose(squared / squared[0], (plain / plain[0]) ** 2)
+    assert squared.max() > plain.max() and np.median(squared) < np.median(plain)
+    assert (weigh(matrix, labels, 0) == 1).all()
+
+
 def test_as_naive_bayes_of_scikit_learn():
     counts, labels = invent()
     told = np.abs(np.subtract(*BernoulliNB(alpha=SMOOTHING).fit(counts > 0, labels).feature_log_prob_))

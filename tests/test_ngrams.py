@@ -9,7 +9,7 @@ from sklearn.preprocessing import normalize
 from transformers import AutoModelForSequenceClassification
 
 from naive_bayes import weigh
-from ngrams import C, choose_weight, fit_ngrams, spell_tokens
+from ngrams import C, choose_ngrams, count_ngrams, fit_ngrams, spell_tokens
 from scratch_model import NgramBranch, ScratchConfig, ScratchForSequenceClassification
 from tokenization import train_tokenizer
 
@@ -48,6 +48,10 @@ def count_words(text, cuts=()):
     made = branch(spelled=[(7 + number, piece) for number, piece in enumerate(pieces)])
     ids = torch.arange(7, 7 + len(pieces))[None]
     return made.count(ids, torch.ones_like(ids))[0, 0]
+
+
+def fit(made, notes, labels, power=1):
+    fit_ngrams(made, count_ngrams(made, TOKENIZER, notes), labels, power)
 
 
 def test_each_word_and_each_two_in_a_row_are_counted_once():
@@ -104,11 +108,11 @@ def test_padding_and_short_notes_add_nothing():
     assert padded.sum(2).tolist() == [[1, 2 + 1], [1, 0]]  # the word abcd, abc, bcd, abcd; the word a
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-def test_as_scikit_learn_on_the_same_counts(classes):
+@pytest.mark.parametrize(("classes", "power"), [(2, 1), (3, 2)])
+def test_as_scikit_learn_on_the_same_counts(classes, power):
     notes, labels = invent(classes=classes)
     fitted = branch(classes)
-    fit_ngrams(fitted, TOKENIZER, notes, labels)
+    fit(fitted, notes, labels, power)
     ids = torch.tensor([windows[0] for windows in notes])
     mask = torch.ones_like(ids)
     counts = fitted.count(ids, mask).numpy()
@@ -116,7 +120,7 @@ def test_as_scikit_learn_on_the_same_counts(classes):
     frequency = (counts > 0).sum(0)
     idf = np.where(frequency >= 2, np.log(41 / (1 + frequency)) + 1, 0)
     features = np.hstack([normalize(part) for part in (np.log1p(counts) * idf).transpose(1, 0, 2)])
-    features = features * weigh(csr_array(features), labels)
+    features = features * weigh(csr_array(features), labels, power)
     expected = LogisticRegression(C=C, class_weight="balanced", max_iter=200).fit(features, labels)
     probabilities = fitted(ids, mask).softmax(1).detach().numpy()
     np.testing.assert_allclose(probabilities, expected.predict_proba(features), atol=1e-3)
@@ -126,7 +130,7 @@ def test_as_scikit_learn_on_the_same_counts(classes):
 def test_multi_label_notes():
     notes, labels = invent(classes=3)
     fitted = branch(3)
-    fit_ngrams(fitted, TOKENIZER, notes, np.eye(3, dtype=int)[labels])
+    fit(fitted, notes, np.eye(3, dtype=int)[labels])
     ids = torch.tensor([windows[0] for windows in notes])
     assert ((fitted(ids, torch.ones_like(ids)).sigmoid() > 0.5).numpy() == np.eye(3, dtype=bool)[labels]).all()
 
@@ -134,12 +138,12 @@ def test_multi_label_notes():
 def test_labels_that_no_or_every_note_has():
     notes, labels = invent(classes=2)
     fitted = branch(4)
-    fit_ngrams(fitted, TOKENIZER, notes, np.stack([labels, 1 - labels, 0 * labels, 0 * labels + 1], axis=1))
+    fit(fitted, notes, np.stack([labels, 1 - labels, 0 * labels, 0 * labels + 1], axis=1))
     ids = torch.tensor([windows[0] for windows in notes])
     probabilities = fitted(ids, torch.ones_like(ids)).sigmoid()
     assert (probabilities[:, 2] < 0.01).all() and (probabilities[:, 3] > 0.99).all()
     unused = branch(3)  # classes 0 and 2 alone
-    fit_ngrams(unused, TOKENIZER, notes, 2 * labels)
+    fit(unused, notes, 2 * labels)
     assert (unused(ids, torch.ones_like(ids)).argmax(1).numpy() == 2 * labels).all()
     assert unused.bfloat16()(ids, torch.ones_like(ids)).isfinite().all()
 
@@ -148,7 +152,7 @@ def test_evaluation_averages_probabilities_and_training_does_not(tmp_path):
     torch.manual_seed(0)
     model = ScratchForSequenceClassification(ScratchConfig(**SMALL, num_labels=2, dropout=0.0))
     notes, labels = invent()
-    fit_ngrams(model.ngrams, TOKENIZER, notes, labels)
+    fit(model.ngrams, notes, labels)
     ids = torch.tensor([windows[0] for windows in notes])
     alone = model.train()(ids).logits
     averaged = model.eval()(ids).logits
@@ -163,8 +167,8 @@ def test_evaluation_averages_probabilities_and_training_does_not(tmp_path):
 def test_several_windows_of_a_note_are_one_note():
     notes, labels = invent()
     whole, cut = branch(), branch()
-    fit_ngrams(whole, TOKENIZER, [[windows[0][:4] + windows[0][4:]] for windows in notes], labels)
-    fit_ngrams(cut, TOKENIZER, [[windows[0][:4], windows[0][4:]] for windows in notes], labels)
+    fit(whole, [[windows[0][:4] + windows[0][4:]] for windows in notes], labels)
+    fit(cut, [[windows[0][:4], windows[0][4:]] for windows in notes], labels)
     assert cut.idf.gt(0).sum() < whole.idf.gt(0).sum()  # but for the n-grams across the cut
     assert cut.weight.abs().sum() > 0
 
@@ -177,6 +181,10 @@ def test_the_share_of_the_branch_is_chosen_on_validation():
     bad[:, 0] += np.linspace(-0.1, 0.1, 200)
     bad[:, 1] = 1 - bad[:, 0]
     unsure = 0.5 + (good - 0.5) * 0.1  # it says the same as the good one
+
+    def choose_weight(encoder, ngrams, labels, task):
+        return choose_ngrams(encoder, {1: ngrams}, labels, task).weight
+
     assert choose_weight(good, bad, labels, "binary") == 0.0
     assert choose_weight(bad, good, labels, "binary") == 1.0
     assert choose_weight(good, good, labels, "binary") == 0.5  # nothing to choose: they count the same
@@ -190,14 +198,24 @@ def test_the_share_of_the_branch_for_multi_label_notes():
     labels = np.eye(3, dtype=int)[np.arange(60) % 3]
     good, chance = labels * 0.8 + 0.1, np.random.default_rng(0).random((60, 3))
     good[:6] = 1 - good[:6]
-    assert choose_weight(good, chance, labels, "multi-label") < 0.3
-    assert choose_weight(chance, good, labels, "multi-label") > 0.7
+    assert choose_ngrams(good, {1: chance}, labels, "multi-label").weight < 0.3
+    assert choose_ngrams(chance, {1: good}, labels, "multi-label").weight > 0.7
+
+
+def test_the_power_of_the_weights_is_chosen_on_validation_too():
+    labels = np.arange(60) % 2
+    good = np.eye(2)[labels] * 0.8 + 0.1
+    good[:6] = good[:6, ::-1]
+    chance = np.random.default_rng(0).dirichlet((1, 1), 60)
+    assert choose_ngrams(chance, {1: chance, 2: good}, labels, "binary").power == 2
+    assert choose_ngrams(chance, {1: good, 2: chance}, labels, "binary").power == 1
+    assert choose_ngrams(good, {1: chance, 2: chance}, labels, "binary").weight < 0.3
 
 
 def test_the_weight_of_the_branch():
     model = ScratchForSequenceClassification(ScratchConfig(**SMALL, num_labels=2, dropout=0.0)).eval()
     notes, labels = invent()
-    fit_ngrams(model.ngrams, TOKENIZER, notes, labels)
+    fit(model.ngrams, notes, labels)
     ids = torch.tensor([windows[0] for windows in notes])
     logits = {}
     for share in (0.0, 0.25, 1.0):
