@@ -155,7 +155,9 @@ class PretrainArguments:
     )
     id_column: str | None = field(
         default=None,
-        metadata={"help": "Column with the note's id, of all tables that have it. Default: 'id' or 'note_id'."},
+        metadata={
+            "help": "Column with the id, of --dataset and of other tables that have it. Default: 'id' or 'note_id'."
+        },
     )
     split_column: str = field(default="split", metadata={"help": "Column of --dataset with train, validation, test."})
     tokenizer: str | None = field(

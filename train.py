@@ -337,11 +337,10 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
         epochs = share * epochs_to_train(run.model_args, training_args, len(train))
         ngrams = None
         if run.model_args.ngram_branch:
-            weights, powers = zip(
-                *((result["model"]["ngram_weight"], result["model"]["naive_bayes_power"]) for result in fold_results),
-                strict=True,
+            ngrams = NgramSettings(
+                weight=statistics.median(result["model"]["ngram_weight"] for result in fold_results),
+                power=statistics.mode(result["model"]["naive_bayes_power"] for result in fold_results),
             )
-            ngrams = NgramSettings(statistics.median(weights), statistics.mode(powers))
         folder = run.output / "model-checkpoints"
         settings = resolve_settings(run, seed)
         with training_args.main_process_first(local=False):

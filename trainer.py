@@ -397,7 +397,7 @@ def train_network(
     if model_args.ngram_branch:
         small = trainer.accelerator.unwrap_model(trainer.model)
         features = count_ngrams(small.ngrams, tokenizer, encoded["train"][0]["input_ids"])
-        fitted = None
+        fitted = None  # the power of the weights that the branch has
         if ngrams is None:
             validation, alone = encoded["validation"][0], {}
             small.config.ngram_weight = 0.0

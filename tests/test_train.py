@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from conftest import invent_notes
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import ngrams
 import train
 from data import DataArguments, load_notes
 from metrics import NoteClassificationMetric
@@ -138,12 +140,14 @@ def pretrained(notes_file, output, *more):
     return ["--model", "transformer-pretrained", *arguments(notes_file, output, *few, *more)[2:]]
 
 
-def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path, caplog):
+def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path, caplog, monkeypatch):
     """The further text holds notes of all folds: each fold's pretraining leaves its own out, by what they say."""
     output, further = tmp_path / "run", tmp_path / "further.txt"
     texts = [*pd.read_csv(notes_file)["text"], *invent_notes(40, seed=5)["text"].str.replace("Note", "Lettre")]
     further.write_text("\n".join(texts), encoding="utf-8")
     caplog.set_level("INFO")
+    fit_ngrams, powers = ngrams.fit_ngrams, []
+    monkeypatch.setattr("trainer.fit_ngrams", lambda *given: (powers.append(given[-1]), fit_ngrams(*given)))
     options = pretrained(notes_file, output, "--unlabeled", str(further), "--seeds", "0", "1")
     assert train.main(options) == 0
     results = {(seed, fold): read(output / f"seed-{seed}" / f"fold-{fold}") for seed in (0, 1) for fold in (0, 1)}
@@ -162,7 +166,12 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
     assert caplog.text.count("  text: ") == 3 and "done earlier" not in caplog.text
     assert caplog.text.count("pretraining a transformer in") == 3
     assert len(list((output / "pretrained").glob("pretrained-*/pretrain.json"))) == 3
-    assert AutoModelForSequenceClassification.from_pretrained(output / "model").config.hidden_size == 256
+    config = AutoModelForSequenceClassification.from_pretrained(output / "model").config
+    assert config.hidden_size == 256
+    # its n-grams have the settings that the folds chose
+    chosen = [result["model"] for result in results.values()]
+    assert config.ngram_weight == statistics.median(each["ngram_weight"] for each in chosen)
+    assert powers[-1] == statistics.mode(each["naive_bayes_power"] for each in chosen)
     assert not any(text in caplog.text for text in texts)
 
 
