@@ -111,7 +111,10 @@ class DataArguments:
             "choices": ["truncate", "windows"],
         },
     )
-    window_stride: int = field(default=64, metadata={"help": "Tokens that neighbouring windows share (ours)."})
+    window_stride: int | None = field(
+        default=None,
+        metadata={"help": "Tokens that neighbouring windows share. Default: a quarter of --max_length (ours)."},
+    )
 
     def __post_init__(self):
         if self.folds < 1:
@@ -128,6 +131,8 @@ class DataArguments:
             raise DataError("--label_separator: give at least one character.")
         if self.max_length < 8:
             raise DataError(f"--max_length {self.max_length}: give at least 8 tokens.")
+        if self.window_stride is None:
+            self.window_stride = self.max_length // 4
         if self.long_notes == "windows" and not 0 <= self.window_stride < self.max_length // 2:
             raise DataError(f"--window_stride {self.window_stride}: give less than half of --max_length.")
 

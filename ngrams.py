@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from itertools import product, starmap
+from itertools import product
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from calibration import apply_temperature, fit_temperature, log_loss
@@ -24,16 +25,17 @@ MIN_NOTES = 2  # a bucket of fewer training notes says nothing
 
 @dataclass(frozen=True)
 class NgramSettings:
-    """What validation chooses: the branch's share of the probabilities, and the power of its naive Bayes weights."""
+    """What validation chooses: the branch's share of the probabilities, and how it is fitted."""
 
     weight: float
-    power: int
+    power: int  # of its naive Bayes weights
+    ends: bool  # whether the first and last words of a note count apart
 
 
 def count_ngrams(
     branch: NgramBranch, tokenizer: PreTrainedTokenizerBase, notes: list[list[list[int]]]
 ) -> sparse.csr_array:
-    """The features (notes, 2 buckets) of training notes; sets what the branch knows without their labels, in place.
+    """The features (notes, 3 buckets) of training notes; sets what the branch knows without their labels, in place.
 
     Args:
         notes: for each note its windows of token ids.
@@ -42,69 +44,76 @@ def count_ngrams(
     counts = []
     with torch.no_grad():
         for windows in notes:
-            rows = [torch.tensor([window], device=branch.spelling.device) for window in windows]
-            counted = sum(branch.count(row, torch.ones_like(row)) for row in rows)
+            rows = [torch.tensor(window, device=branch.spelling.device) for window in windows]
+            ids, mask = (pad_sequence(each, batch_first=True) for each in (rows, [*map(torch.ones_like, rows)]))
+            counted = branch.count(ids, mask, ids.new_zeros(len(ids)))
             counts.append(sparse.csr_array(counted.flatten(1).cpu().numpy()))
     counts = sparse.vstack(counts, format="csr")
-    frequency = np.bincount(counts.indices, minlength=2 * branch.buckets)  # notes that have the bucket
+    frequency = np.bincount(counts.indices, minlength=branch.idf.numel())  # notes that have the bucket
     idf = np.where(frequency >= MIN_NOTES, np.log((1 + len(notes)) / (1 + frequency)) + 1, 0.0)
     counts.data = np.log1p(counts.data)
     weighted = counts.multiply(idf[None, :]).tocsr()
-    words, characters = weighted[:, : branch.buckets], weighted[:, branch.buckets :]
-    features = sparse.csr_array(sparse.hstack([normalize(words), normalize(characters)]))
+    vectors = [weighted[:, start : start + branch.buckets] for start in range(0, len(idf), branch.buckets)]
+    features = sparse.csr_array(sparse.hstack([*map(normalize, vectors)]))
     features.eliminate_zeros()  # of the n-grams that too few notes have
-    branch.idf.data.copy_(torch.from_numpy(idf.reshape(2, -1)))
+    branch.idf.data.copy_(torch.from_numpy(idf.reshape(branch.idf.shape)))
     return features
 
 
-def fit_ngrams(branch: NgramBranch, features: sparse.csr_array, labels: np.ndarray, power: int):
+def fit_ngrams(branch: NgramBranch, features: sparse.csr_array, labels: np.ndarray, power: int, ends: bool):
     """Set the branch's weights and biases, in place.
 
     Args:
         features: of the training notes, as `count_ngrams` returns them.
         labels: (notes,) class indices, or (notes, classes) with 0 and 1.
-        power: of the naive Bayes weights.
+        power, ends: see `NgramSettings`.
     """
     regression = LogisticRegression(C=C, class_weight="balanced", max_iter=200)
     if labels.ndim == 2:
         regression = OneVsRestClassifier(LogisticRegression(C=C, class_weight="balanced", solver="liblinear"))
+    used = np.unique(features.indices)  # of half of the buckets no coefficient is looked for: it would be 0
+    if not ends:
+        used = used[used < (branch.VECTORS - 1) * branch.buckets]
+    features = features[:, used]
     fit_weighted(features, labels, weigh(features, labels, power), regression)
     classes = len(branch.bias)
-    weight, bias = np.zeros((classes, 2 * branch.buckets)), np.full(classes, NEVER)
+    weight, bias = np.zeros((classes, branch.idf.numel())), np.full(classes, NEVER)
     if labels.ndim == 2:
         for number, each in enumerate(regression.estimators_):
             if hasattr(each, "coef_"):
-                weight[number], bias[number] = each.coef_[0], each.intercept_[0]
+                weight[number, used], bias[number] = each.coef_[0], each.intercept_[0]
             elif labels[:, number].any():  # every note has this label
                 bias[number] = -NEVER
     elif len(regression.coef_) == 1:  # two classes: half of it for the one and half against the other
         for number, sign in zip(regression.classes_, (-0.5, 0.5), strict=True):
-            weight[number], bias[number] = sign * regression.coef_[0], sign * regression.intercept_[0]
+            weight[number, used], bias[number] = sign * regression.coef_[0], sign * regression.intercept_[0]
     else:
-        weight[regression.classes_], bias[regression.classes_] = regression.coef_, regression.intercept_
+        weight[np.ix_(regression.classes_, used)], bias[regression.classes_] = regression.coef_, regression.intercept_
     branch.weight.data.copy_(torch.from_numpy(weight))
     branch.bias.data.copy_(torch.from_numpy(bias))
 
 
-def choose_ngrams(encoder: np.ndarray, ngrams: dict[int, np.ndarray], labels: np.ndarray, task: str) -> NgramSettings:
-    """The branch's share of the probabilities and the power of its weights, chosen on validation notes.
+def choose_ngrams(
+    encoder: np.ndarray, ngrams: dict[tuple[int, bool], np.ndarray], labels: np.ndarray, task: str
+) -> NgramSettings:
+    """The branch's share of the probabilities and the way it is fitted, chosen on validation notes.
 
-    Of the shares 0, 0.1 ... 1 with each power the pair with the least log loss at its best temperature, and the share
+    Of the shares 0, 0.1 ... 1 with each fit the one with the least log loss at its best temperature, and the share
     nearest to a half where nothing tells them apart (ours). Not by F1: the encoder's epoch was, on the same notes. Not
     as the probabilities are: n-grams that are less sure than right would count too little.
 
     Args:
         encoder: probabilities (notes, classes) of the encoder by itself.
-        ngrams: by power, those of the branch by itself.
+        ngrams: by power and ends, those of the branch by itself.
         labels: (notes,) class indices, or (notes, classes) with 0 and 1 for a multi-label task.
     """
 
     def rank(settings: NgramSettings) -> tuple[float, float]:
-        mixed = (1 - settings.weight) * encoder + settings.weight * ngrams[settings.power]
+        mixed = (1 - settings.weight) * encoder + settings.weight * ngrams[settings.power, settings.ends]
         scaled = apply_temperature(mixed, fit_temperature(mixed, labels, task), task)
         return round(log_loss(scaled, labels, task), 6), abs(settings.weight - 0.5)
 
-    return min(starmap(NgramSettings, product(SHARES, ngrams)), key=rank)
+    return min((NgramSettings(share, *fit) for share, fit in product(SHARES, ngrams)), key=rank)
 
 
 def spell_tokens(tokenizer: PreTrainedTokenizerBase, tokens: int, width: int) -> torch.Tensor:

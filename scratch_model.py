@@ -302,38 +302,65 @@ class NgramBranch(nn.Module):
 
     Every word, every two in a row, and every run of three to five characters, all in lower case, fall into one of
     `buckets` numbers (hashing trick, Weinberger et al. 2009), so that no list of them is kept: nothing in the model
-    spells one out. Words and characters are a vector each, of log(1 + count) x inverse document frequency and length
-    1. Fitted beforehand (ngrams.py) and not trained with the encoder (ours).
+    spells one out. Words, characters, and the words at either end of a note are a vector each, of log(1 + count) x
+    inverse document frequency and length 1. Fitted beforehand (ngrams.py) and not trained with the encoder (ours).
 
-    Parameters: 2 (classes + 1) buckets + classes.
+    Parameters: 3 (classes + 1) buckets + classes.
     """
 
     WORD_ORDERS, CHARACTER_ORDERS = range(1, 3), range(3, 6)
     SPELLED = 24  # characters of a token that count
+    VECTORS = 3
+    END_WORDS = 20  # so many first and as many last words of a note are counted apart
+    END_MARKS = (
+        0x3C6EF372FE94F82B,
+        0x510E527FADE682D1,
+    )  # what makes a first and a last word another than the same word
 
     def __init__(self, config: ScratchConfig):
         super().__init__()
         self.buckets = config.ngram_buckets
         # how each token is spelled: the numbers of its characters (ngrams.py), then zeros
         self.register_buffer("spelling", torch.zeros(config.vocab_size, self.SPELLED, dtype=torch.int32))
-        self.idf = nn.Parameter(torch.empty(2, self.buckets), requires_grad=False)
-        self.weight = nn.Parameter(torch.empty(config.num_labels, 2 * self.buckets), requires_grad=False)
+        self.idf = nn.Parameter(torch.empty(self.VECTORS, self.buckets), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(config.num_labels, self.VECTORS * self.buckets), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(config.num_labels), requires_grad=False)
 
-    def count(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`input_ids`, `attention_mask` (B, T) -> how often each bucket occurs, (B, 2, buckets), words first."""
+    def count(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, window_note: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """How often each bucket occurs in each note, (notes, 3, buckets): in words, characters, words at the ends.
+
+        `input_ids`, `attention_mask` (rows, tokens) and `window_note` (rows,) as for the model; the windows of a note
+        stand one after the other.
+        """
+        note = torch.arange(len(input_ids), device=input_ids.device) if window_note is None else window_note
         characters = (self.spelling[input_ids].long() * attention_mask.unsqueeze(2)).flatten(1)
         # Moved together: each to the place that the characters before it leave, zeros to the last.
         place = torch.where(characters > 0, (characters > 0).cumsum(dim=1) - 1, characters.shape[1] - 1)
-        characters = torch.zeros_like(characters).scatter_add(1, place, characters)
-        words = self.join_words(characters)
+        characters = self.trim(torch.zeros_like(characters).scatter_add(1, place, characters))
+        words = self.trim(self.join_words(characters))
+        is_word = words != 0
+        place = torch.arange(words.shape[1], device=words.device)
+        is_first = F.pad(note[1:] != note[:-1], (1, 0), value=True).unsqueeze(1)  # of the windows of its note
+        is_last = F.pad(note[1:] != note[:-1], (0, 1), value=True).unsqueeze(1)
+        at_the_start = is_word & is_first & (place < self.END_WORDS)
+        at_the_end = is_word & is_last & (place >= is_word.sum(dim=1, keepdim=True) - self.END_WORDS)
+        start, end = self.END_MARKS
         return torch.stack(
             [
-                self.count_runs(words, words != 0, self.WORD_ORDERS),
-                self.count_runs(characters, characters != 0, self.CHARACTER_ORDERS),
+                self.count_runs(words, is_word, self.WORD_ORDERS, note),
+                self.count_runs(characters, characters != 0, self.CHARACTER_ORDERS, note),
+                self.count_runs(words + start, at_the_start, self.WORD_ORDERS, note)
+                + self.count_runs(words + end, at_the_end, self.WORD_ORDERS, note),
             ],
             dim=1,
         )
+
+    @staticmethod
+    def trim(numbers: torch.Tensor) -> torch.Tensor:
+        """`numbers` (B, N), each row's ending in zeros -> (B, M), without the columns that are zero in every row."""
+        return numbers[:, : max(1, int((numbers != 0).sum(dim=1).max()))]
 
     @staticmethod
     def join_words(characters: torch.Tensor) -> torch.Tensor:
@@ -350,9 +377,12 @@ class NgramBranch(nn.Module):
         valued = torch.where(first | in_word, characters * WORD_POWERS.to(characters.device)[power], 0)
         return torch.zeros_like(characters).scatter_add(1, word.clamp(min=0), valued)
 
-    def count_runs(self, numbers: torch.Tensor, real: torch.Tensor, orders: range) -> torch.Tensor:
-        """How often the runs of each bucket occur in `numbers` (B, N), (B, buckets); `real` (B, N): what counts."""
-        counts = torch.zeros(len(numbers), self.buckets, device=numbers.device)
+    def count_runs(self, numbers: torch.Tensor, real: torch.Tensor, orders: range, note: torch.Tensor) -> torch.Tensor:
+        """How often the runs of each bucket occur in the `numbers` (B, N) of each note, (notes, buckets).
+
+        `real` (B, N) says which numbers count, `note` (B,) whose they are.
+        """
+        counts = torch.zeros((int(note[-1]) + 1) * self.buckets, device=numbers.device)
         hashed, whole = torch.zeros_like(numbers), torch.ones_like(real)
         for order in range(1, min(orders.stop, numbers.shape[1] + 1)):
             places = numbers.shape[1] - order + 1
@@ -362,13 +392,16 @@ class NgramBranch(nn.Module):
             if order in orders:
                 mixed = (hashed ^ (hashed >> 32)) * 0x56E8FEB86659FD93
                 bucket = (mixed ^ (mixed >> 32)) & (self.buckets - 1)
-                counts.scatter_add_(1, bucket, whole.to(counts.dtype))
-        return counts
+                place = note.unsqueeze(1) * self.buckets + bucket
+                counts.scatter_add_(0, place.flatten(), whole.flatten().to(counts.dtype))
+        return counts.view(-1, self.buckets)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """`input_ids`, `attention_mask` (B, T) -> logits (B, classes)."""
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, window_note: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits (notes, classes); the arguments as for `count`."""
         with torch.autocast(input_ids.device.type, enabled=False):
-            features = self.count(input_ids, attention_mask).log1p() * self.idf.float()
+            features = self.count(input_ids, attention_mask, window_note).log1p() * self.idf.float()
             return F.linear(F.normalize(features, dim=2).flatten(1), self.weight.float(), self.bias.float())
 
 
@@ -528,7 +561,8 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
             input_ids: (rows, tokens); a row is a note, or a window of one.
             attention_mask: (rows, tokens), 1 = real token, 0 = padding; all real when left out.
             window_note: (rows,), for each row the number of its note in the batch, counted from 0, when long notes are
-                cut into windows; the logits of a note are the mean over its windows. Left out: one row a note.
+                cut into windows, which stand one after the other; the logits of a note are the mean over its windows,
+                but for its n-grams, which are counted together. Left out: one row a note.
             labels: (notes,) class indices, or (notes, num_labels) with 0 and 1 for a multi-label model.
 
         Returns:
@@ -549,8 +583,7 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
         logits = self.classifier(self.dropout(pooled)).float()
         logits = self.mean_of_windows(logits, window_note)  # (notes, num_labels)
         if self.config.ngram_buckets and self.config.ngram_weight and not self.training:
-            of_ngrams = self.ngrams(input_ids, attention_mask)
-            logits = self.average(logits, self.mean_of_windows(of_ngrams, window_note))
+            logits = self.average(logits, self.ngrams(input_ids, attention_mask, window_note))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)

@@ -68,8 +68,8 @@ RECIPES = {
     "in-house": dict(learning_rate=3e-4, num_train_epochs=6, per_device_train_batch_size=16, warmup_steps=0.1),
     "baseline": dict(),
 }
-# Likewise of ModelArguments, for models pretrained in-house; docs/few-labels.md has what was measured.
-OF_THE_MODEL = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True, min_steps=1200)
+# Likewise of the other arguments, for models pretrained in-house; docs/few-labels.md has what was measured.
+OF_IN_HOUSE = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True, min_steps=1200, long_notes="windows")
 COMMON_RECIPE = dict(
     weight_decay=0.01,
     per_device_eval_batch_size=64,
@@ -110,7 +110,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         (ModelArguments, DataArguments, TrainingArguments),
         description=__doc__.splitlines()[0],
         epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}; by kind of model: {RECIPES}; for "
-        f"models pretrained in-house also: {OF_THE_MODEL}",
+        f"models pretrained in-house also: {OF_IN_HOUSE}",
     )
     first_look, _ = parser.parse_known_args(argv)  # the recipe depends on --model and --tuning
     chosen = ModelArguments(model=first_look.model, head=first_look.head, tuning=first_look.tuning)
@@ -119,7 +119,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         **COMMON_RECIPE,
         **RECIPES[chosen.kind],
         use_cpu=use_cpu,  # unsaid, TrainingArguments take bf16 for a GPU's
-        **(OF_THE_MODEL if chosen.kind == "in-house" else {}),
+        **(OF_IN_HOUSE if chosen.kind == "in-house" else {}),
         bf16=chosen.kind != "baseline" and not first_look.fp16 and bfloat16_is_fast(use_cpu),
         output_dir=f"runs/{chosen.run_id}" + (f"-n{first_look.train_size}" if first_look.train_size else ""),
     )
@@ -340,6 +340,7 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
             ngrams = NgramSettings(
                 weight=statistics.median(result["model"]["ngram_weight"] for result in fold_results),
                 power=statistics.mode(result["model"]["naive_bayes_power"] for result in fold_results),
+                ends=statistics.mode(result["model"]["ngram_ends"] for result in fold_results),
             )
         folder = run.output / "model-checkpoints"
         settings = resolve_settings(run, seed)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 
 import datasets
@@ -397,19 +398,19 @@ def train_network(
     if model_args.ngram_branch:
         small = trainer.accelerator.unwrap_model(trainer.model)
         features = count_ngrams(small.ngrams, tokenizer, encoded["train"][0]["input_ids"])
-        fitted = None  # the power of the weights that the branch has
+        fitted = None  # how the branch is fitted at the moment
         if ngrams is None:
             validation, alone = encoded["validation"][0], {}
             small.config.ngram_weight = 0.0
             encoder = predict(validation)
             small.config.ngram_weight = 1.0
-            for fitted in POWERS:
-                fit_ngrams(small.ngrams, features, notes.labels[split.train], fitted)
+            for fitted in product(POWERS, (False, True)):
+                fit_ngrams(small.ngrams, features, notes.labels[split.train], *fitted)
                 alone[fitted] = predict(validation)
             ngrams = choose_ngrams(encoder, alone, notes.labels[split.validation], notes.task)
             logger.info("  n-grams count %.0f %%", 100 * ngrams.weight)
-        if ngrams.power != fitted:
-            fit_ngrams(small.ngrams, features, notes.labels[split.train], ngrams.power)
+        if fitted != (ngrams.power, ngrams.ends):
+            fit_ngrams(small.ngrams, features, notes.labels[split.train], ngrams.power, ngrams.ends)
         small.config.ngram_weight = ngrams.weight
     fitting_seconds = time.perf_counter() - started
 
@@ -440,6 +441,7 @@ def train_network(
             "pretraining": pretraining and describe_pretraining(pretrained, pretraining),
             "ngram_weight": ngrams and ngrams.weight,
             "naive_bayes_power": ngrams and ngrams.power,
+            "ngram_ends": ngrams and ngrams.ends,
         },
         cost={
             "training_hours": (fitting_seconds + sum(member.seconds for member in members)) / 3600,

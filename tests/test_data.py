@@ -427,6 +427,11 @@ def test_arguments_are_checked_before_any_file_is_read(options, message):
         DataArguments(**options)
 
 
+def test_neighbouring_windows_share_a_quarter_unless_told_otherwise():
+    assert DataArguments(max_length=64, long_notes="windows").window_stride == 16
+    assert DataArguments(window_stride=0).window_stride == 0
+
+
 # ---- notes without labels ------------------------------------------------------------------------------------------
 
 

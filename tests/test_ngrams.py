@@ -1,5 +1,7 @@
 """The n-gram branch: counts by hand, the same as scikit-learn would say, nothing of padding, round trips."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 from transformers import AutoModelForSequenceClassification
 
-from naive_bayes import weigh
+from naive_bayes import POWERS, weigh
 from ngrams import C, choose_ngrams, count_ngrams, fit_ngrams, spell_tokens
 from scratch_model import NgramBranch, ScratchConfig, ScratchForSequenceClassification
 from tokenization import train_tokenizer
@@ -50,8 +52,8 @@ def count_words(text, cuts=()):
     return made.count(ids, torch.ones_like(ids))[0, 0]
 
 
-def fit(made, notes, labels, power=1):
-    fit_ngrams(made, count_ngrams(made, TOKENIZER, notes), labels, power)
+def fit(made, notes, labels, power=1, ends=False):
+    fit_ngrams(made, count_ngrams(made, TOKENIZER, notes), labels, power, ends)
 
 
 def test_each_word_and_each_two_in_a_row_are_counted_once():
@@ -74,7 +76,7 @@ def test_a_very_long_word_is_one_word():
 
 def test_no_words_are_counted_in_notes_without_characters():
     counts = branch().count(torch.tensor([[7, 8, 7]]), torch.ones(1, 3, dtype=torch.long))
-    assert counts.shape == (1, 2, 2**12) and counts.sum() == 0
+    assert counts.shape == (1, 3, 2**12) and counts.sum() == 0
 
 
 def test_each_run_of_three_to_five_characters_is_counted_once_wherever_tokens_end():
@@ -105,21 +107,62 @@ def test_padding_and_short_notes_add_nothing():
     made = branch(spelled=[(0, "padding"), (7, "a"), (8, "bc"), (9, "d")])
     padded = made.count(ids, mask)
     assert torch.equal(padded[0], made.count(ids[:1, :3], mask[:1, :3])[0])
-    assert padded.sum(2).tolist() == [[1, 2 + 1], [1, 0]]  # the word abcd, abc, bcd, abcd; the word a
+    # the word abcd, abc, bcd, abcd, the word first and last; the word a, first and last
+    assert padded.sum(2).tolist() == [[1, 2 + 1, 2], [1, 0, 2]]
 
 
-@pytest.mark.parametrize(("classes", "power"), [(2, 1), (3, 2)])
-def test_as_scikit_learn_on_the_same_counts(classes, power):
+def count_ends(*windows):
+    """(buckets,): what is counted apart of a note of these windows, each a list of words."""
+    words = [*dict.fromkeys(word for window in windows for word in window)]
+    made = branch(spelled=[(number, f" {word}") for number, word in enumerate(words, start=7)])
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor([7 + words.index(word) for word in window]) for window in windows], batch_first=True
+    )
+    mask = torch.arange(ids.shape[1]) < torch.tensor([[len(window)] for window in windows])
+    return made.count(ids, mask.long(), torch.zeros(len(ids), dtype=torch.long))[0, 2]
+
+
+def test_the_first_and_last_words_of_a_note_are_counted_apart():
+    note = [f"w{number}" for number in range(NgramBranch.END_WORDS + 25)]
+    once = count_ends(note)
+    assert once.sum() == 2 * (NgramBranch.END_WORDS + NgramBranch.END_WORDS - 1)  # words, and two in a row
+    middle = slice(NgramBranch.END_WORDS, -NgramBranch.END_WORDS)
+    assert torch.equal(once, count_ends([*note[: middle.start], "other", "words", *note[middle.stop :]]))
+    for place in (0, middle.start - 1, middle.stop, -1):
+        changed = note.copy()
+        changed[place] = "other"
+        assert not torch.equal(once, count_ends(changed))
+    assert not torch.equal(once, count_ends([*note[middle.stop :], *note[middle], *note[: middle.start]]))
+
+
+def test_the_ends_of_a_note_in_windows_are_those_of_the_note():
+    note = [f"w{number % 50}" for number in range(3 * NgramBranch.END_WORDS)]
+    size = NgramBranch.END_WORDS
+    assert torch.equal(count_ends(note), count_ends(note[:size], note[size:-size], note[-size:]))
+
+
+def test_windows_are_counted_together_and_notes_apart():
+    made = branch(spelled=[(7, " a"), (8, " b"), (9, " c")])
+    ids, mask = torch.tensor([[7, 7, 9], [9, 8, 0], [8, 8, 8]]), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]])
+    counts = made.count(ids, mask, torch.tensor([0, 0, 1]))
+    rows = made.count(ids, mask)
+    assert counts.shape == (2, 3, 2**12) and rows.shape == (3, 3, 2**12)
+    assert torch.equal(counts[0, :2], rows[0, :2] + rows[1, :2]) and torch.equal(counts[1], rows[2])
+
+
+@pytest.mark.parametrize(("classes", "power", "ends"), [(2, 1, False), (3, 2, False), (2, 0, True), (3, 1, True)])
+def test_as_scikit_learn_on_the_same_counts(classes, power, ends):
     notes, labels = invent(classes=classes)
     fitted = branch(classes)
-    fit(fitted, notes, labels, power)
+    fit(fitted, notes, labels, power, ends)
     ids = torch.tensor([windows[0] for windows in notes])
     mask = torch.ones_like(ids)
     counts = fitted.count(ids, mask).numpy()
     assert counts[:, 1].sum() > 0
     frequency = (counts > 0).sum(0)
     idf = np.where(frequency >= 2, np.log(41 / (1 + frequency)) + 1, 0)
-    features = np.hstack([normalize(part) for part in (np.log1p(counts) * idf).transpose(1, 0, 2)])
+    vectors = (np.log1p(counts) * idf).transpose(1, 0, 2)
+    features = np.hstack([*map(normalize, vectors if ends else vectors[:2])])
     features = features * weigh(csr_array(features), labels, power)
     expected = LogisticRegression(C=C, class_weight="balanced", max_iter=200).fit(features, labels)
     probabilities = fitted(ids, mask).softmax(1).detach().numpy()
@@ -183,7 +226,7 @@ def test_the_share_of_the_branch_is_chosen_on_validation():
     unsure = 0.5 + (good - 0.5) * 0.1  # it says the same as the good one
 
     def choose_weight(encoder, ngrams, labels, task):
-        return choose_ngrams(encoder, {1: ngrams}, labels, task).weight
+        return choose_ngrams(encoder, {(1, False): ngrams}, labels, task).weight
 
     assert choose_weight(good, bad, labels, "binary") == 0.0
     assert choose_weight(bad, good, labels, "binary") == 1.0
@@ -198,18 +241,20 @@ def test_the_share_of_the_branch_for_multi_label_notes():
     labels = np.eye(3, dtype=int)[np.arange(60) % 3]
     good, chance = labels * 0.8 + 0.1, np.random.default_rng(0).random((60, 3))
     good[:6] = 1 - good[:6]
-    assert choose_ngrams(good, {1: chance}, labels, "multi-label").weight < 0.3
-    assert choose_ngrams(chance, {1: good}, labels, "multi-label").weight > 0.7
+    assert choose_ngrams(good, {(1, False): chance}, labels, "multi-label").weight < 0.3
+    assert choose_ngrams(chance, {(1, False): good}, labels, "multi-label").weight > 0.7
 
 
-def test_the_power_of_the_weights_is_chosen_on_validation_too():
+def test_how_the_branch_is_fitted_is_chosen_on_validation_too():
     labels = np.arange(60) % 2
     good = np.eye(2)[labels] * 0.8 + 0.1
     good[:6] = good[:6, ::-1]
     chance = np.random.default_rng(0).dirichlet((1, 1), 60)
-    assert choose_ngrams(chance, {1: chance, 2: good}, labels, "binary").power == 2
-    assert choose_ngrams(chance, {1: good, 2: chance}, labels, "binary").power == 1
-    assert choose_ngrams(good, {1: chance, 2: chance}, labels, "binary").weight < 0.3
+    fits = [*product(POWERS, (False, True))]
+    for best in fits:
+        chosen = choose_ngrams(chance, {fit: good if fit == best else chance for fit in fits}, labels, "binary")
+        assert (chosen.power, chosen.ends) == best and chosen.weight > 0.7
+    assert choose_ngrams(good, dict.fromkeys(fits, chance), labels, "binary").weight < 0.3
 
 
 def test_the_weight_of_the_branch():

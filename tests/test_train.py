@@ -65,7 +65,7 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
     tested = []
     for fold in range(2):
         result = read(output / f"fold-{fold}")
-        assert result["schema_version"] == 5 and result["status"] == "finished"
+        assert result["schema_version"] == 6 and result["status"] == "finished"
         assert result["run"] == {
             "run_id": "transformer", "model": "transformer", "head": None, "tuning": None, "dataset": "notes.csv",
             "seed": 0, "order_seed": 0, "split_seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1,
@@ -146,8 +146,8 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
     texts = [*pd.read_csv(notes_file)["text"], *invent_notes(40, seed=5)["text"].str.replace("Note", "Lettre")]
     further.write_text("\n".join(texts), encoding="utf-8")
     caplog.set_level("INFO")
-    fit_ngrams, powers = ngrams.fit_ngrams, []
-    monkeypatch.setattr("trainer.fit_ngrams", lambda *given: (powers.append(given[-1]), fit_ngrams(*given)))
+    fit_ngrams, fits = ngrams.fit_ngrams, []
+    monkeypatch.setattr("trainer.fit_ngrams", lambda *given: (fits.append(given[-2:]), fit_ngrams(*given)))
     options = pretrained(notes_file, output, "--unlabeled", str(further), "--seeds", "0", "1")
     assert train.main(options) == 0
     results = {(seed, fold): read(output / f"seed-{seed}" / f"fold-{fold}") for seed in (0, 1) for fold in (0, 1)}
@@ -171,7 +171,8 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
     # its n-grams have the settings that the folds chose
     chosen = [result["model"] for result in results.values()]
     assert config.ngram_weight == statistics.median(each["ngram_weight"] for each in chosen)
-    assert powers[-1] == statistics.mode(each["naive_bayes_power"] for each in chosen)
+    modes = (statistics.mode(each[name] for each in chosen) for name in ("naive_bayes_power", "ngram_ends"))
+    assert fits[-1] == (*modes,)
     assert not any(text in caplog.text for text in texts)
 
 
