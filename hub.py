@@ -57,7 +57,7 @@ inputs = tokenizer(note, truncation=True, return_token_type_ids=False, return_te
 probabilities = model(**inputs).logits.{activation}
 ```
 
-The input is cut at {max_length} tokens. `config.thresholds` holds the decision threshold that was tuned on validation
+The input is cut at {max_length} tokens{longer}. `config.thresholds` holds the decision threshold that was tuned on validation
 notes, where there is one; an argmax does not apply it.
 
 ## Intended use and limits
@@ -68,6 +68,9 @@ may not hold for another hospital, period or population: measure before use. {vo
 the notes and, as those of any model, may retain something of them: treat it with the same care as the notes before
 making it public.
 """
+LONGER = (
+    "; the figures above are of longer notes in windows of that length, which frugal-notes' predict.py cuts them into"
+)
 SCRATCH_VOCABULARY = "Its tokenizer was trained on the notes too, without the words of few notes or patients. "
 NGRAMS = (
     "It holds weights of hashed words and pairs of words that two notes share: who has it can test whether a name is "
@@ -160,6 +163,7 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         repo=repo,
         activation="sigmoid()" if facts["task"] == "multi-label" else "softmax(-1)",
         max_length=facts["max_length"],
+        longer=LONGER * (facts["long_notes"] == "windows"),
         vocabulary=SCRATCH_VOCABULARY * is_scratch + NGRAMS * (model["ngram_weight"] is not None),
     )
     ModelCard(card).save(folder / "README.md")

@@ -288,7 +288,8 @@ def write_card(tmp_path):
     """The card of a kept model with these results, as a ModelCard; `facts` go into the file that lies beside it."""
 
     def write(results: list[dict], repo="hospital/drbert-grn", trained_on="All 100 notes.", **facts) -> ModelCard:
-        known = {"task": "binary", "class_names": ["absent", "present"], "thresholds": [0.42], "max_length": 256}
+        known = {"task": "binary", "class_names": ["absent", "present"], "thresholds": [0.42]}
+        known |= {"max_length": 256, "long_notes": "truncate"}
         write_json(tmp_path / MODEL_FACTS, known | facts)
         write_model_card(tmp_path, results, trained_on, repo)
         return ModelCard.load(tmp_path / "README.md")
@@ -314,11 +315,16 @@ def test_card_says_what_was_measured(write_card):
         "All 100 notes. Parts of the first fold: train 60 notes, validation 20 notes, test 20 notes.",
         "0.75 hours of training in all on a processor; 1,771,778 of 112,000,000 parameters trained.",
         "not a medical device",
-        "cut at 256 tokens",
+        "cut at 256 tokens. `config",
         "logits.softmax(-1)",
     ):
         assert said in card.text
     assert "stand-in" not in card.text and "tokenizer was trained on the notes" not in card.text
+
+
+def test_card_says_how_longer_notes_were_read(write_card):
+    card = write_card([make_result()], long_notes="windows")
+    assert "cut at 256 tokens; the figures above are of longer notes in windows of that length" in card.text
 
 
 def test_card_of_a_single_split_claims_no_spread(write_card):
