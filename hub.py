@@ -57,8 +57,8 @@ inputs = tokenizer(note, truncation=True, return_token_type_ids=False, return_te
 probabilities = model(**inputs).logits.{activation}
 ```
 
-The input is cut at {max_length} tokens{longer}. `config.thresholds` holds the decision threshold that was tuned on validation
-notes, where there is one; an argmax does not apply it.
+The input is cut at {max_length} tokens{longer}. `config.thresholds` holds the decision threshold that was tuned on
+validation notes, where there is one; an argmax does not apply it.
 
 ## Intended use and limits
 
