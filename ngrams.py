@@ -35,36 +35,57 @@ class NgramSettings:
 def count_ngrams(
     branch: NgramBranch, tokenizer: PreTrainedTokenizerBase, notes: list[list[list[int]]]
 ) -> sparse.csr_array:
-    """The features (notes, 3 buckets) of training notes; sets what the branch knows without their labels, in place.
+    """The features of training notes; sets what the branch knows without their labels, in place.
 
     Args:
         notes: for each note its windows of token ids.
     """
     branch.spelling.copy_(spell_tokens(tokenizer, *branch.spelling.shape))
-    counts = []
-    with torch.no_grad():
-        for windows in notes:
-            rows = [torch.tensor(window, device=branch.spelling.device) for window in windows]
-            ids, mask = (pad_sequence(each, batch_first=True) for each in (rows, [*map(torch.ones_like, rows)]))
-            counted = branch.count(ids, mask, ids.new_zeros(len(ids)))
-            counts.append(sparse.csr_array(counted.flatten(1).cpu().numpy()))
-    counts = sparse.vstack(counts, format="csr")
+    counts = count_notes(branch, notes)
     frequency = np.bincount(counts.indices, minlength=branch.idf.numel())  # notes that have the bucket
     idf = np.where(frequency >= MIN_NOTES, np.log((1 + len(notes)) / (1 + frequency)) + 1, 0.0)
-    counts.data = np.log1p(counts.data)
-    weighted = counts.multiply(idf[None, :]).tocsr()
+    branch.idf.data.copy_(torch.from_numpy(idf.reshape(branch.idf.shape)))
+    return weigh_counts(branch, counts)
+
+
+def ngram_features(branch: NgramBranch, notes: list[list[list[int]]]) -> sparse.csr_array:
+    """The features (notes, 3 buckets) of notes, as the branch has them once `count_ngrams` has set it up."""
+    return weigh_counts(branch, count_notes(branch, notes))
+
+
+@torch.no_grad()
+def count_notes(branch: NgramBranch, notes: list[list[list[int]]]) -> sparse.csr_array:
+    counts = []
+    for windows in notes:
+        rows = [torch.tensor(window, device=branch.spelling.device) for window in windows]
+        ids, mask = (pad_sequence(each, batch_first=True) for each in (rows, [*map(torch.ones_like, rows)]))
+        counted = branch.count(ids, mask, ids.new_zeros(len(ids)))
+        counts.append(sparse.csr_array(counted.flatten(1).cpu().numpy()))
+    return sparse.vstack(counts, format="csr")
+
+
+def weigh_counts(branch: NgramBranch, counts: sparse.csr_array) -> sparse.csr_array:
+    idf = branch.idf.detach().float().cpu().numpy().ravel()
+    weighted = sparse.csr_array(
+        (np.log1p(counts.data) * idf[counts.indices], counts.indices, counts.indptr), counts.shape
+    )
     vectors = [weighted[:, start : start + branch.buckets] for start in range(0, len(idf), branch.buckets)]
     features = sparse.csr_array(sparse.hstack([*map(normalize, vectors)]))
-    features.eliminate_zeros()  # of the n-grams that too few notes have
-    branch.idf.data.copy_(torch.from_numpy(idf.reshape(branch.idf.shape)))
+    features.eliminate_zeros()  # of the n-grams that too few training notes have
     return features
+
+
+def ngram_logits(branch: NgramBranch, features: sparse.csr_array) -> np.ndarray:
+    """Logits (notes, classes) of the branch by itself, of features that are counted already."""
+    weight, bias = (each.detach().float().cpu().numpy() for each in (branch.weight, branch.bias))
+    return features @ weight.T + bias
 
 
 def fit_ngrams(branch: NgramBranch, features: sparse.csr_array, labels: np.ndarray, power: int, ends: bool):
     """Set the branch's weights and biases, in place.
 
     Args:
-        features: of the training notes, as `count_ngrams` returns them.
+        features: (notes, 3 buckets) of the training notes, as `count_ngrams` returns them.
         labels: (notes,) class indices, or (notes, classes) with 0 and 1.
         power, ends: see `NgramSettings`.
     """

@@ -46,7 +46,7 @@ from memory import plan_memory
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
 from models import PRETRAINED_HERE, ModelArguments, build_model, put_encoder_back, suit_cpu
 from naive_bayes import POWERS
-from ngrams import NgramSettings, choose_ngrams, count_ngrams, fit_ngrams
+from ngrams import NgramSettings, choose_ngrams, count_ngrams, fit_ngrams, ngram_features, ngram_logits
 from predict import classify
 from pretrain import (
     BLOCK_LENGTH,
@@ -401,12 +401,11 @@ def train_network(
         fitted = None  # how the branch is fitted at the moment
         if ngrams is None:
             validation, alone = encoded["validation"][0], {}
-            small.config.ngram_weight = 0.0
-            encoder = predict(validation)
-            small.config.ngram_weight = 1.0
+            encoder = predict(validation)  # the branch counts nothing yet
+            validation = ngram_features(small.ngrams, validation["input_ids"])
             for fitted in product(POWERS, (False, True)):
                 fit_ngrams(small.ngrams, features, notes.labels[split.train], *fitted)
-                alone[fitted] = predict(validation)
+                alone[fitted] = probabilities_from_logits(ngram_logits(small.ngrams, validation), notes.task)
             ngrams = choose_ngrams(encoder, alone, notes.labels[split.validation], notes.task)
             logger.info("  n-grams count %.0f %%", 100 * ngrams.weight)
         if fitted != (ngrams.power, ngrams.ends):

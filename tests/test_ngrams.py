@@ -11,7 +11,7 @@ from sklearn.preprocessing import normalize
 from transformers import AutoModelForSequenceClassification
 
 from naive_bayes import POWERS, weigh
-from ngrams import C, choose_ngrams, count_ngrams, fit_ngrams, spell_tokens
+from ngrams import C, choose_ngrams, count_ngrams, fit_ngrams, ngram_features, ngram_logits, spell_tokens
 from scratch_model import NgramBranch, ScratchConfig, ScratchForSequenceClassification
 from tokenization import train_tokenizer
 
@@ -168,6 +168,17 @@ def test_as_scikit_learn_on_the_same_counts(classes, power, ends):
     probabilities = fitted(ids, mask).softmax(1).detach().numpy()
     np.testing.assert_allclose(probabilities, expected.predict_proba(features), atol=1e-3)
     assert (probabilities.argmax(1) == labels).all()
+
+
+def test_logits_of_counted_features_are_those_of_the_branch():
+    notes, labels = invent(classes=3)
+    notes = [[windows[0], windows[0][:5]] for windows in notes]
+    fitted = branch(3)
+    fit(fitted, notes[:30], labels[:30], ends=True)
+    for windows, logits in zip(notes, ngram_logits(fitted, ngram_features(fitted, notes)), strict=True):
+        ids = torch.tensor([windows[0], windows[1] + [0] * 7])
+        mask = (torch.arange(12) < torch.tensor([[12], [5]])).long()
+        np.testing.assert_allclose(fitted(ids, mask, torch.zeros(2, dtype=torch.long))[0], logits, atol=1e-4)
 
 
 def test_multi_label_notes():
