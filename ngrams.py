@@ -55,13 +55,15 @@ def ngram_features(branch: NgramBranch, notes: list[list[list[int]]]) -> sparse.
 
 @torch.no_grad()
 def count_notes(branch: NgramBranch, notes: list[list[list[int]]]) -> sparse.csr_array:
-    counts = []
+    buckets, counts = [], []
     for windows in notes:
         rows = [torch.tensor(window, device=branch.spelling.device) for window in windows]
         ids, mask = (pad_sequence(each, batch_first=True) for each in (rows, [*map(torch.ones_like, rows)]))
-        counted = branch.count(ids, mask, ids.new_zeros(len(ids)))
-        counts.append(sparse.csr_array(counted.flatten(1).cpu().numpy()))
-    return sparse.vstack(counts, format="csr")
+        counted = branch.count(ids, mask, ids.new_zeros(len(ids))).flatten()
+        buckets.append(counted.nonzero().squeeze(1).int().cpu().numpy())  # 32 bits, as liblinear wants them
+        counts.append(counted.cpu().numpy()[buckets[-1]])
+    ends = np.cumsum([0, *map(len, buckets)], dtype=np.int32)
+    return sparse.csr_array((np.concatenate(counts), np.concatenate(buckets), ends), (len(notes), branch.idf.numel()))
 
 
 def weigh_counts(branch: NgramBranch, counts: sparse.csr_array) -> sparse.csr_array:
