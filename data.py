@@ -107,7 +107,8 @@ class DataArguments:
     long_notes: str = field(
         default="truncate",
         metadata={
-            "help": "Notes over max_length: 'truncate' them, or cut them into 'windows' whose logits are averaged.",
+            "help": "Notes over max_length: 'truncate' them, or cut them into 'windows' whose logits are averaged "
+            "(a small Transformer trains on one of them at a time).",
             "choices": ["truncate", "windows"],
         },
     )

@@ -535,7 +535,8 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
     """The encoder, mean over real tokens, linear classifier.
 
     With an n-gram branch its probabilities and the encoder's are averaged in evaluation, `ngram_weight` being the
-    branch's share; training sees the encoder's alone (ours).
+    branch's share; training sees the encoder's alone. Of a note in several windows training sees one, drawn anew each
+    time, so that a long note costs no more than a short one (ours).
     """
 
     def __init__(self, config: ScratchConfig):
@@ -569,6 +570,12 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
             logits (notes, num_labels); the unweighted loss when labels are given; while training with experts also
             `auxiliary_loss`, the weighted load-balancing loss, which is not part of `loss`.
         """
+        if self.training and window_note is not None:
+            windows = torch.bincount(window_note)
+            drawn = (torch.rand(len(windows), device=windows.device) * windows).long()  # below each note's number
+            row = windows.cumsum(dim=0) - windows + drawn
+            input_ids, window_note = input_ids[row], None
+            attention_mask = None if attention_mask is None else attention_mask[row]
         seen = input_ids
         if self.training and self.config.word_dropout:
             dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout

@@ -175,6 +175,19 @@ def test_windows_of_a_note_are_averaged():
     torch.testing.assert_close(notes, torch.stack([rows[0], rows[1:].mean(0)]), rtol=0, atol=1e-6)
 
 
+def test_training_sees_one_window_of_each_note_and_each_now_and_then():
+    model = build(dropout=0.0)
+    alone = model.eval()(**batch(rows=5)).logits
+    window_note, drawn = torch.tensor([0, 1, 1, 1, 2]), set()
+    torch.manual_seed(0)
+    for _ in range(40):
+        logits = model.train()(**batch(rows=5), window_note=window_note).logits
+        closest = (alone[None] - logits[:, None]).abs().sum(-1)  # (notes, windows)
+        assert closest.min(1).values.max() < 1e-5
+        drawn.add(tuple(closest.argmin(1).tolist()))
+    assert drawn == {(0, 1, 4), (0, 2, 4), (0, 3, 4)}
+
+
 def test_head_count_must_divide_the_width():
     with pytest.raises(ValueError, match="hidden_size 16 must be a multiple of num_attention_heads 3"):
         build(num_attention_heads=3)
