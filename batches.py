@@ -23,7 +23,7 @@ def tokenize_notes(
         texts,
         truncation=True,
         max_length=arguments.max_length,
-        stride=arguments.window_stride if windows else 0,
+        stride=arguments.stride,
         return_overflowing_tokens=True,
         return_attention_mask=False,
         return_token_type_ids=False,

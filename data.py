@@ -132,10 +132,25 @@ class DataArguments:
             raise DataError("--label_separator: give at least one character.")
         if self.max_length < 8:
             raise DataError(f"--max_length {self.max_length}: give at least 8 tokens.")
-        if self.window_stride is None:
-            self.window_stride = self.max_length // 4
-        if self.long_notes == "windows" and not 0 <= self.window_stride < self.max_length // 2:
-            raise DataError(f"--window_stride {self.window_stride}: give less than half of --max_length.")
+        self.check_windows()
+
+    @property
+    def stride(self) -> int:
+        """Tokens that neighbouring windows share; 0 where notes are truncated."""
+        if self.long_notes != "windows":
+            return 0
+        return self.max_length // 4 if self.window_stride is None else self.window_stride
+
+    def check_windows(self):
+        """Also for whoever changes `max_length`.
+
+        Raises:
+            DataError: windows that share half of their tokens or more.
+        """
+        if not 0 <= self.stride < self.max_length // 2:
+            raise DataError(
+                f"--window_stride {self.window_stride}: give less than half of --max_length, {self.max_length}."
+            )
 
 
 @dataclass

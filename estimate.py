@@ -57,6 +57,7 @@ class Speed:
     evaluation: float = 0.0  # a note
     saving: float = 0.0  # an epoch's checkpoint
     setting_up: float = 0.0  # a fold: the model, the tokenizer
+    fitting: float = 0.0  # a training note, of an n-gram branch
     features: float = 0.0  # a note, in the encoder's one pass over the corpus
     pretraining: float = 0.0  # a token, of a model pretrained in-house
 
@@ -65,9 +66,9 @@ class Speed:
 
 
 class PhaseClock(TrainerCallback):
-    """Seconds that the last epoch trained, evaluated and saved; ends the probe."""
+    """Seconds that the last epoch trained, evaluated and saved, and that all epochs took; ends the probe."""
 
-    training = evaluation = saving = 0.0
+    training = evaluation = saving = whole = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()
@@ -84,6 +85,9 @@ class PhaseClock(TrainerCallback):
         self.training = self.lap()
         if state.epoch > PROBE_EPOCHS[0] - 0.5 and self.mark - self.started > PROBE_SECONDS:
             control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.whole = time.perf_counter() - self.started
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluation = self.lap()
@@ -133,6 +137,8 @@ def probe(run: Run, folder: Path) -> Speed:
         speed.pretraining = pretraining / PROBE_TOKENS
     speed.training, speed.evaluation = clock.training / count, clock.evaluation / PROBE_NOTES
     speed.saving = clock.saving
+    if model_args.ngram_branch:
+        speed.fitting = (trained.cost["training_hours"] * 3600 - clock.whole) / count
     return speed
 
 
@@ -160,7 +166,8 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
             epochs = arguments.max_steps * batch / np.mean([len(split.train) for split in splits])
         epochs *= run.model_args.ensemble
         an_epoch = sum(speed.epoch(split) for split in splits)
-        training = epochs * an_epoch * len(run.model_args.seeds)
+        fitting = sum(speed.fitting * len(split.train) for split in splits)
+        training = (epochs * an_epoch + fitting) * len(run.model_args.seeds)
     predicted = sum(len(split.validation) + len(split.test) for split in splits) * len(run.model_args.seeds)
     # seeds share it, and folds too where it sees the unlabeled text alone
     times = len(splits) if run.model_args.pretrain_on == "training-notes" else 1

@@ -161,7 +161,7 @@ def features_key(
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "texts": content.hexdigest(),
         "max_length": arguments.max_length,
-        "window_stride": arguments.window_stride if arguments.long_notes == "windows" else None,
+        "window_stride": arguments.stride if arguments.long_notes == "windows" else None,
         "precision": str(dtype),
         "transformers": transformers.__version__,
     }

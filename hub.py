@@ -68,9 +68,7 @@ may not hold for another hospital, period or population: measure before use. {vo
 the notes and, as those of any model, may retain something of them: treat it with the same care as the notes before
 making it public.
 """
-LONGER = (
-    "; the figures above are of longer notes in windows of that length, which frugal-notes' predict.py cuts them into"
-)
+LONGER = "; for the figures above longer notes were cut into windows of that length, as frugal-notes' predict.py does"
 SCRATCH_VOCABULARY = "Its tokenizer was trained on the notes too, without the words of few notes or patients. "
 NGRAMS = (
     "It holds weights of hashed words and pairs of words that two notes share: who has it can test whether a name is "

@@ -200,6 +200,7 @@ def build_model(
         word_dropout=model_args.word_dropout,
         ngram_buckets=NGRAM_BUCKETS * model_args.ngram_branch,
         ngram_weight=0.0,  # until it is fitted (trainer.py)
+        window_overlap=data_args.stride,
         **labels,
     )
     if pretrained is not None:
@@ -330,3 +331,4 @@ def prepare_encoder(model_args: ModelArguments, data_args: DataArguments):
     if longest and longest < data_args.max_length:
         logger.warning("max_length %d is more than the encoder takes: %d used", data_args.max_length, longest)
         data_args.max_length = longest
+        data_args.check_windows()

@@ -62,8 +62,10 @@ def count_notes(branch: NgramBranch, notes: list[list[list[int]]]) -> sparse.csr
         counted = branch.count(ids, mask, ids.new_zeros(len(ids))).flatten()
         buckets.append(counted.nonzero().squeeze(1).int().cpu().numpy())  # 32 bits, as liblinear wants them
         counts.append(counted.cpu().numpy()[buckets[-1]])
-    ends = np.cumsum([0, *map(len, buckets)], dtype=np.int32)
-    return sparse.csr_array((np.concatenate(counts), np.concatenate(buckets), ends), (len(notes), branch.idf.numel()))
+    row_ends = np.cumsum([0, *map(len, buckets)], dtype=np.int32)
+    return sparse.csr_array(
+        (np.concatenate(counts), np.concatenate(buckets), row_ends), (len(notes), branch.idf.numel())
+    )
 
 
 def weigh_counts(branch: NgramBranch, counts: sparse.csr_array) -> sparse.csr_array:
@@ -94,9 +96,11 @@ def fit_ngrams(branch: NgramBranch, features: sparse.csr_array, labels: np.ndarr
     regression = LogisticRegression(C=C, class_weight="balanced", max_iter=200)
     if labels.ndim == 2:
         regression = OneVsRestClassifier(LogisticRegression(C=C, class_weight="balanced", solver="liblinear"))
-    used = np.unique(features.indices)  # of half of the buckets no coefficient is looked for: it would be 0
+    used = np.unique(features.indices)  # of the other buckets no coefficient is looked for: it would be 0
     if not ends:
         used = used[used < (branch.VECTORS - 1) * branch.buckets]
+    if not len(used):  # no n-gram is in two notes: the regression still learns how many notes each class has
+        used = np.array([0])
     features = features[:, used]
     fit_weighted(features, labels, weigh(features, labels, power), regression)
     classes = len(branch.bias)

@@ -50,6 +50,7 @@ class ScratchConfig(PreTrainedConfig):
     mask_token_id: int | None = None
     ngram_buckets: int = 0  # a power of two; 0: no n-gram branch
     ngram_weight: float = 0.5  # of its probabilities; the rest is the encoder's
+    window_overlap: int = 0  # tokens at the beginning of a note's window that are the end of the one before it
     num_experts: int = 0
     expert_capacity_factor: float = 1.25  # Switch Transformer, section 2.2
     router_aux_loss_coef: float = 0.01  # alpha of the Switch Transformer, equation 4
@@ -319,48 +320,55 @@ class NgramBranch(nn.Module):
 
     def __init__(self, config: ScratchConfig):
         super().__init__()
-        self.buckets = config.ngram_buckets
+        self.buckets, self.window_overlap = config.ngram_buckets, config.window_overlap
         # how each token is spelled: the numbers of its characters (ngrams.py), then zeros
         self.register_buffer("spelling", torch.zeros(config.vocab_size, self.SPELLED, dtype=torch.int32))
         self.idf = nn.Parameter(torch.empty(self.VECTORS, self.buckets), requires_grad=False)
         self.weight = nn.Parameter(torch.empty(config.num_labels, self.VECTORS * self.buckets), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(config.num_labels), requires_grad=False)
 
+    @torch.compiler.disable  # its shapes are the notes'
     def count(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, window_note: torch.Tensor | None = None
     ) -> torch.Tensor:
         """How often each bucket occurs in each note, (notes, 3, buckets): in words, characters, words at the ends.
 
-        `input_ids`, `attention_mask` (rows, tokens) and `window_note` (rows,) as for the model; the windows of a note
-        stand one after the other.
+        `input_ids`, `attention_mask` (rows, tokens) and `window_note` (rows,) as for the model.
         """
+        characters = self.spelling[input_ids].long() * attention_mask.unsqueeze(2)
         note = torch.arange(len(input_ids), device=input_ids.device) if window_note is None else window_note
-        characters = (self.spelling[input_ids].long() * attention_mask.unsqueeze(2)).flatten(1)
-        # Moved together: each to the place that the characters before it leave, zeros to the last.
-        place = torch.where(characters > 0, (characters > 0).cumsum(dim=1) - 1, characters.shape[1] - 1)
-        characters = self.trim(torch.zeros_like(characters).scatter_add(1, place, characters))
-        words = self.trim(self.join_words(characters))
+        goes_on = F.pad(note[1:] == note[:-1], (1, 0), value=False)  # rows that the same note's window precedes
+        characters[goes_on, : 1 + self.window_overlap] = 0  # the special token that a window begins with, and overlap
+        characters = self.join_windows(characters.flatten(1), note)
+        words = self.join_words(characters)
         is_word = words != 0
+        lengths = is_word.sum(dim=1, keepdim=True)
+        words, is_word = words[:, : lengths.max()], is_word[:, : lengths.max()]
         place = torch.arange(words.shape[1], device=words.device)
-        is_first = F.pad(note[1:] != note[:-1], (1, 0), value=True).unsqueeze(1)  # of the windows of its note
-        is_last = F.pad(note[1:] != note[:-1], (0, 1), value=True).unsqueeze(1)
-        at_the_start = is_word & is_first & (place < self.END_WORDS)
-        at_the_end = is_word & is_last & (place >= is_word.sum(dim=1, keepdim=True) - self.END_WORDS)
         start, end = self.END_MARKS
         return torch.stack(
             [
-                self.count_runs(words, is_word, self.WORD_ORDERS, note),
-                self.count_runs(characters, characters != 0, self.CHARACTER_ORDERS, note),
-                self.count_runs(words + start, at_the_start, self.WORD_ORDERS, note)
-                + self.count_runs(words + end, at_the_end, self.WORD_ORDERS, note),
+                self.count_runs(words, is_word, self.WORD_ORDERS),
+                self.count_runs(characters, characters != 0, self.CHARACTER_ORDERS),
+                self.count_runs(words + start, is_word & (place < self.END_WORDS), self.WORD_ORDERS)
+                + self.count_runs(words + end, is_word & (place >= lengths - self.END_WORDS), self.WORD_ORDERS),
             ],
             dim=1,
         )
 
     @staticmethod
-    def trim(numbers: torch.Tensor) -> torch.Tensor:
-        """`numbers` (B, N), each row's ending in zeros -> (B, M), without the columns that are zero in every row."""
-        return numbers[:, : max(1, int((numbers != 0).sum(dim=1).max()))]
+    def join_windows(characters: torch.Tensor, note: torch.Tensor) -> torch.Tensor:
+        """The numbers of characters (rows, N), 0 where there is none, of the notes `note` (rows,) -> (notes, M).
+
+        A note's rows stand one after the other; its characters are moved together, and zeros follow.
+        """
+        real = characters != 0
+        lengths = note.new_zeros(int(note[-1]) + 1).index_add(0, note, real.sum(dim=1))
+        begins = lengths.cumsum(dim=0) - lengths  # so many characters the notes before it have
+        place = real.flatten().cumsum(dim=0).view_as(real) - 1 - begins[note].unsqueeze(1)
+        joined = characters.new_zeros(len(lengths), max(1, int(lengths.max())))
+        joined[note.unsqueeze(1).expand_as(real)[real], place[real]] = characters[real]
+        return joined
 
     @staticmethod
     def join_words(characters: torch.Tensor) -> torch.Tensor:
@@ -377,12 +385,9 @@ class NgramBranch(nn.Module):
         valued = torch.where(first | in_word, characters * WORD_POWERS.to(characters.device)[power], 0)
         return torch.zeros_like(characters).scatter_add(1, word.clamp(min=0), valued)
 
-    def count_runs(self, numbers: torch.Tensor, real: torch.Tensor, orders: range, note: torch.Tensor) -> torch.Tensor:
-        """How often the runs of each bucket occur in the `numbers` (B, N) of each note, (notes, buckets).
-
-        `real` (B, N) says which numbers count, `note` (B,) whose they are.
-        """
-        counts = torch.zeros((int(note[-1]) + 1) * self.buckets, device=numbers.device)
+    def count_runs(self, numbers: torch.Tensor, real: torch.Tensor, orders: range) -> torch.Tensor:
+        """How often the runs of each bucket occur in `numbers` (B, N), (B, buckets); `real` (B, N): what counts."""
+        counts = torch.zeros(len(numbers), self.buckets, device=numbers.device)
         hashed, whole = torch.zeros_like(numbers), torch.ones_like(real)
         for order in range(1, min(orders.stop, numbers.shape[1] + 1)):
             places = numbers.shape[1] - order + 1
@@ -392,9 +397,8 @@ class NgramBranch(nn.Module):
             if order in orders:
                 mixed = (hashed ^ (hashed >> 32)) * 0x56E8FEB86659FD93
                 bucket = (mixed ^ (mixed >> 32)) & (self.buckets - 1)
-                place = note.unsqueeze(1) * self.buckets + bucket
-                counts.scatter_add_(0, place.flatten(), whole.flatten().to(counts.dtype))
-        return counts.view(-1, self.buckets)
+                counts.scatter_add_(1, bucket, whole.to(counts.dtype))
+        return counts
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, window_note: torch.Tensor | None = None
@@ -580,14 +584,13 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
         if self.training and self.config.word_dropout:
             dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
             seen = input_ids.masked_fill(dropped, self.config.mask_token_id)
-        encoded = self.encoder(seen, attention_mask)
-        hidden_states = encoded.last_hidden_state  # (rows, tokens, H)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        weights = attention_mask.to(hidden_states.dtype)
-        weights = weights / weights.sum(dim=1, keepdim=True)
-        pooled = torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1)  # (rows, H)
-        logits = self.classifier(self.dropout(pooled)).float()
+        # As many rows at a time as there are notes, so that notes in windows take no more memory than others.
+        at_a_time = len(seen) if window_note is None else int(window_note[-1]) + 1
+        parts = zip(seen.split(at_a_time), attention_mask.split(at_a_time), strict=True)
+        pooled, auxiliary_losses = zip(*(self.pool(*part) for part in parts), strict=True)
+        logits = self.classifier(self.dropout(torch.cat(pooled))).float()
         logits = self.mean_of_windows(logits, window_note)  # (notes, num_labels)
         if self.config.ngram_buckets and self.config.ngram_weight and not self.training:
             logits = self.average(logits, self.ngrams(input_ids, attention_mask, window_note))
@@ -595,9 +598,17 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         output = SequenceClassifierOutput(loss=loss, logits=logits)
-        if "auxiliary_loss" in encoded:
-            output["auxiliary_loss"] = encoded["auxiliary_loss"]
+        if auxiliary_losses[0] is not None:
+            output["auxiliary_loss"] = auxiliary_losses[0]  # there is no other: training sees one window a note
         return output
+
+    def pool(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`input_ids`, `attention_mask` (B, T) -> mean over real tokens (B, H), and the encoder's loss, if any."""
+        encoded = self.encoder(input_ids, attention_mask)
+        hidden_states = encoded.last_hidden_state  # (B, T, H)
+        weights = attention_mask.to(hidden_states.dtype)
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        return torch.bmm(weights.unsqueeze(1), hidden_states).squeeze(1), encoded.get("auxiliary_loss")
 
     @staticmethod
     def mean_of_windows(logits: torch.Tensor, window_note: torch.Tensor | None) -> torch.Tensor:

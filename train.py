@@ -69,9 +69,7 @@ RECIPES = {
     "baseline": dict(),
 }
 # Likewise of the other arguments, for models pretrained in-house; docs/few-labels.md has what was measured.
-# Windows that share no tokens: the n-grams that they share would be counted twice.
-OF_IN_HOUSE = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True, min_steps=1200)
-OF_IN_HOUSE |= dict(long_notes="windows", window_stride=0)
+OF_IN_HOUSE = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True, min_steps=1200, long_notes="windows")
 COMMON_RECIPE = dict(
     weight_decay=0.01,
     per_device_eval_batch_size=64,
@@ -339,10 +337,12 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
         epochs = share * epochs_to_train(run.model_args, training_args, len(train))
         ngrams = None
         if run.model_args.ngram_branch:
+            models = [result["model"] for result in fold_results]
+            # a fold whose n-grams count nothing has nothing to say on how they are fitted
+            models_with_ngrams = [model for model in models if model["ngram_weight"]] or models
             ngrams = NgramSettings(
-                weight=statistics.median(result["model"]["ngram_weight"] for result in fold_results),
-                power=statistics.mode(result["model"]["naive_bayes_power"] for result in fold_results),
-                ends=statistics.mode(result["model"]["ngram_ends"] for result in fold_results),
+                statistics.median(model["ngram_weight"] for model in models),
+                *statistics.mode((model["naive_bayes_power"], model["ngram_ends"]) for model in models_with_ngrams),
             )
         folder = run.output / "model-checkpoints"
         settings = resolve_settings(run, seed)
@@ -376,7 +376,7 @@ def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on:
                 "thresholds": thresholds,
                 "max_length": data_args.max_length,
                 "long_notes": data_args.long_notes,
-                "window_stride": data_args.window_stride,
+                "window_stride": data_args.stride,
             },
         )
         if trained.model["kind"] != "baseline":

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from results import SCHEMA_VERSION  # evaluate.py has a copy of it: a different one fails its tests
+
 HEADLINE = ("accuracy", "precision_macro", "recall_macro", "f1_macro", "precision_weighted", "recall_weighted")
 EXTRA = {
     "binary": ("precision_positive", "recall_positive", "f1_positive"),
@@ -21,7 +23,7 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
     scores = dict.fromkeys(names, score) | {"per_class": {}, "confusion_matrix": [[1, 0], [0, 1]], "collapsed": False}
     splits = {"train": 60, "validation": 20, "test": 20}
     result = {
-        "schema_version": 5,
+        "schema_version": SCHEMA_VERSION,
         "status": "finished",
         "run": {
             "run_id": run_id,
@@ -113,5 +115,5 @@ def write_failure(
     (folder / run_id).mkdir(parents=True, exist_ok=True)
     run = {"run_id": run_id, "model": model, "head": head, "tuning": tuning, "dataset": "synthetic"}
     run["train_size"] = None
-    content = {"schema_version": 5, "status": "failed", "run": run, "error": error}
+    content = {"schema_version": SCHEMA_VERSION, "status": "failed", "run": run, "error": error}
     (folder / run_id / "failed.json").write_text(json.dumps(content), encoding="utf-8")

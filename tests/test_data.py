@@ -428,8 +428,15 @@ def test_arguments_are_checked_before_any_file_is_read(options, message):
 
 
 def test_neighbouring_windows_share_a_quarter_unless_told_otherwise():
-    assert DataArguments(max_length=64, long_notes="windows").window_stride == 16
-    assert DataArguments(window_stride=0).window_stride == 0
+    arguments = DataArguments(max_length=64, long_notes="windows")
+    assert arguments.stride == 16 and DataArguments(long_notes="windows", window_stride=0).stride == 0
+    assert DataArguments(max_length=64).stride == 0  # truncated: there is one window
+    arguments.max_length = 32  # as an encoder that takes no more may ask for
+    assert arguments.stride == 8
+    given = DataArguments(max_length=64, long_notes="windows", window_stride=20)
+    given.max_length = 32
+    with pytest.raises(DataError, match="--window_stride 20: give less than half of --max_length, 32"):
+        given.check_windows()
 
 
 # ---- notes without labels ------------------------------------------------------------------------------------------

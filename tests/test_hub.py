@@ -324,7 +324,7 @@ def test_card_says_what_was_measured(write_card):
 
 def test_card_says_how_longer_notes_were_read(write_card):
     card = write_card([make_result()], long_notes="windows")
-    assert "cut at 256 tokens; the figures above are of longer notes in windows of that length" in card.text
+    assert "cut at 256 tokens; for the figures above longer notes were cut into windows" in card.text
 
 
 def test_card_of_a_single_split_claims_no_spread(write_card):

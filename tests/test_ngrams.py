@@ -111,43 +111,56 @@ def test_padding_and_short_notes_add_nothing():
     assert padded.sum(2).tolist() == [[1, 2 + 1, 2], [1, 0, 2]]
 
 
-def count_ends(*windows):
-    """(buckets,): what is counted apart of a note of these windows, each a list of words."""
+def count_windows(*windows, overlap=0):
+    """(3, buckets) of a note of these windows, each a list of words; they begin with a special token, 5."""
     words = [*dict.fromkeys(word for window in windows for word in window)]
     made = branch(spelled=[(number, f" {word}") for number, word in enumerate(words, start=7)])
-    ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor([7 + words.index(word) for word in window]) for window in windows], batch_first=True
-    )
-    mask = torch.arange(ids.shape[1]) < torch.tensor([[len(window)] for window in windows])
-    return made.count(ids, mask.long(), torch.zeros(len(ids), dtype=torch.long))[0, 2]
+    made.window_overlap = overlap
+    ids = [torch.tensor([5, *(7 + words.index(word) for word in window)]) for window in windows]
+    mask = torch.nn.utils.rnn.pad_sequence([*map(torch.ones_like, ids)], batch_first=True)
+    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    return made.count(ids, mask, torch.zeros(len(ids), dtype=torch.long))[0]
 
 
 def test_the_first_and_last_words_of_a_note_are_counted_apart():
     note = [f"w{number}" for number in range(NgramBranch.END_WORDS + 25)]
-    once = count_ends(note)
+    once = count_windows(note)[2]
     assert once.sum() == 2 * (NgramBranch.END_WORDS + NgramBranch.END_WORDS - 1)  # words, and two in a row
     middle = slice(NgramBranch.END_WORDS, -NgramBranch.END_WORDS)
-    assert torch.equal(once, count_ends([*note[: middle.start], "other", "words", *note[middle.stop :]]))
+    changed = [*note[: middle.start], "other", "words", *note[middle.stop :]]
+    assert torch.equal(once, count_windows(changed)[2])
     for place in (0, middle.start - 1, middle.stop, -1):
         changed = note.copy()
         changed[place] = "other"
-        assert not torch.equal(once, count_ends(changed))
-    assert not torch.equal(once, count_ends([*note[middle.stop :], *note[middle], *note[: middle.start]]))
+        assert not torch.equal(once, count_windows(changed)[2])
+    assert not torch.equal(once, count_windows([*note[middle.stop :], *note[middle], *note[: middle.start]])[2])
 
 
-def test_the_ends_of_a_note_in_windows_are_those_of_the_note():
-    note = [f"w{number % 50}" for number in range(3 * NgramBranch.END_WORDS)]
-    size = NgramBranch.END_WORDS
-    assert torch.equal(count_ends(note), count_ends(note[:size], note[size:-size], note[-size:]))
+def test_a_note_in_windows_is_counted_as_the_whole_note():
+    note = [f"w{number % 50}" for number in range(60)]
+    whole = count_windows(note)
+    assert torch.equal(whole, count_windows(note[:40], note[40:58], note[58:]))
+    assert torch.equal(whole, count_windows(note[:40], note[30:55], note[45:], overlap=10))
 
 
-def test_windows_are_counted_together_and_notes_apart():
+def test_notes_in_windows_are_counted_apart():
     made = branch(spelled=[(7, " a"), (8, " b"), (9, " c")])
-    ids, mask = torch.tensor([[7, 7, 9], [9, 8, 0], [8, 8, 8]]), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]])
+    ids, mask = torch.tensor([[5, 7, 9], [5, 8, 0], [5, 8, 8]]), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 1, 1]])
     counts = made.count(ids, mask, torch.tensor([0, 0, 1]))
-    rows = made.count(ids, mask)
-    assert counts.shape == (2, 3, 2**12) and rows.shape == (3, 3, 2**12)
-    assert torch.equal(counts[0, :2], rows[0, :2] + rows[1, :2]) and torch.equal(counts[1], rows[2])
+    assert counts.shape == (2, 3, 2**12)
+    assert torch.equal(counts[0], made.count(torch.tensor([[7, 9, 8]]), torch.ones(1, 3, dtype=torch.long))[0])
+    assert torch.equal(counts[1], made.count(ids[2:], mask[2:])[0])
+
+
+def test_counting_may_stand_in_a_compiled_model():
+    torch.manual_seed(0)
+    model = ScratchForSequenceClassification(ScratchConfig(**SMALL, num_labels=2)).eval()
+    notes, labels = invent()
+    fit(model.ngrams, notes, labels)
+    compiled = torch.compile(model, backend="eager")
+    for width in (12, 7):
+        ids = torch.tensor([windows[0][:width] for windows in notes])
+        torch.testing.assert_close(compiled(ids).logits, model(ids).logits)
 
 
 @pytest.mark.parametrize(("classes", "power", "ends"), [(2, 1, False), (3, 2, False), (2, 0, True), (3, 1, True)])
@@ -172,7 +185,7 @@ def test_as_scikit_learn_on_the_same_counts(classes, power, ends):
 
 def test_logits_of_counted_features_are_those_of_the_branch():
     notes, labels = invent(classes=3)
-    notes = [[windows[0], windows[0][:5]] for windows in notes]
+    notes = [[windows[0], [5, *windows[0][:4]]] for windows in notes]
     fitted = branch(3)
     fit(fitted, notes[:30], labels[:30], ends=True)
     for windows, logits in zip(notes, ngram_logits(fitted, ngram_features(fitted, notes)), strict=True):
@@ -221,10 +234,19 @@ def test_evaluation_averages_probabilities_and_training_does_not(tmp_path):
 def test_several_windows_of_a_note_are_one_note():
     notes, labels = invent()
     whole, cut = branch(), branch()
-    fit(whole, [[windows[0][:4] + windows[0][4:]] for windows in notes], labels)
-    fit(cut, [[windows[0][:4], windows[0][4:]] for windows in notes], labels)
-    assert cut.idf.gt(0).sum() < whole.idf.gt(0).sum()  # but for the n-grams across the cut
+    cut.window_overlap = 2
+    fit(whole, notes, labels)
+    fit(cut, [[windows[0][:5], [5, *windows[0][3:]]] for windows in notes], labels)
     assert cut.weight.abs().sum() > 0
+    torch.testing.assert_close(dict(cut.named_parameters()), dict(whole.named_parameters()))
+
+
+def test_notes_that_share_no_ngram():
+    fitted = branch(spelled=[(7 + number, chr(ord("a") + number)) for number in range(4)])
+    labels = np.array([0, 0, 0, 1])
+    fit_ngrams(fitted, csr_array((4, 3 * 2**12)), labels, power=1, ends=True)
+    logits = fitted(torch.tensor([[7], [8]]), torch.ones(2, 1, dtype=torch.long))
+    assert logits.isfinite().all() and torch.equal(logits[0], logits[1])
 
 
 def test_the_share_of_the_branch_is_chosen_on_validation():

@@ -175,6 +175,13 @@ def test_windows_of_a_note_are_averaged():
     torch.testing.assert_close(notes, torch.stack([rows[0], rows[1:].mean(0)]), rtol=0, atol=1e-6)
 
 
+def test_evaluation_has_no_more_rows_at_a_time_than_notes():
+    model, rows = build().eval(), []
+    model.encoder.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    model(**batch(rows=9), window_note=torch.tensor([0] * 4 + [1] * 5))
+    assert rows == [2, 2, 2, 2, 1]
+
+
 def test_training_sees_one_window_of_each_note_and_each_now_and_then():
     model = build(dropout=0.0)
     alone = model.eval()(**batch(rows=5)).logits
