@@ -2,7 +2,7 @@
 
 Word 1-2-grams and character 3-5-grams, with the regularisation and the class weights chosen on validation by the same
 metric that selects the other models. scikit-learn, no GPU, seconds to minutes. `tfidf-nb` is the same with features
-that count by naive Bayes weights or by the squares of them.
+that count by naive Bayes weights, by the squares of them or all the same, also chosen there.
 """
 
 from collections.abc import Sequence
