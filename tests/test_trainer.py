@@ -13,10 +13,12 @@ from torch.nn import functional as F
 from transformers import TrainingArguments
 
 import trainer
+from baseline import Settings, TfidfClassifier
 from batches import tokenize_notes
 from data import DataArguments, load_notes
 from energy import Reading
 from models import ModelArguments
+from naive_bayes import POWERS
 from pretrain import ArgumentError
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
 from splits import draw_splits
@@ -185,12 +187,15 @@ def test_the_start_of_the_meter_is_no_training_of_the_baseline(notes_file, tmp_p
     assert 0 < trained.cost["training_hours"] * 3600 <= time.perf_counter() - started - 1
 
 
-def test_the_two_baselines_are_two_models(notes_file, tmp_path):
-    predicted = []
+def test_the_two_baselines_are_two_models(notes_file, tmp_path, monkeypatch):
+    asked, select = [], TfidfClassifier.fit_and_select
+    monkeypatch.setattr(TfidfClassifier, "fit_and_select", lambda *given: (asked.append(given[-1]), select(*given))[1])
     for model in ("tfidf", "tfidf-nb"):
         run, split = run_for(notes_file, tmp_path, "--model", model)
-        predicted.append(trainer.train_baseline(run, split).predict(split.test))
-    assert predicted[0].shape == predicted[1].shape and np.abs(predicted[0] - predicted[1]).max() > 1e-3
+        assert trainer.train_baseline(run, split).settings.naive_bayes_power in asked[-1]
+    assert asked == [(0,), POWERS]
+    plain, weighed = (trainer.train_baseline(run, split, Settings(1.0, None, power)) for power in (0, 2))
+    assert np.abs(plain.predict(split.test) - weighed.predict(split.test)).max() > 1e-3
 
 
 def test_kinds_of_model():
