@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole comparison, one command: every model on the same folds of the same notes, then the table.
 #
-#   bash run_all.sh --demo                              # built-in notes, mini encoders, no network: about ten minutes
+#   bash run_all.sh --demo                              # built-in notes, mini encoders, no network: ten to twenty minutes
 #   bash run_all.sh --dataset notes.csv                 # the paper's grid on your notes
 #   bash run_all.sh --dataset notes.csv --tuning frozen --jobs 2 --group_column patient
 #
@@ -33,7 +33,7 @@ known_heads=${heads//,/ } known_tunings=${tunings//,/ }
 # The grid compares; `train.py` with the same arguments and folder then adds the model for use to a finished run.
 extra=(--keep_model False)
 if [[ " $* " == *" --demo "* ]]; then
-  # Small enough for ten minutes on two cores; stand-ins take the place of the encoders that the Hub would give.
+  # Small enough for minutes on two cores; stand-ins take the place of the encoders that the Hub would give.
   demo=true dataset=synthetic:1000 folds=2 tunings=frozen output=runs-demo report=report-demo
   extra+=(--max_length 160 --num_train_epochs 8 --pretraining_tokens 500000 --min_steps 0)
 fi
