@@ -162,8 +162,8 @@ class EncoderWithHeadConfig(PreTrainedConfig):
 
     `head_size` is r in the docstrings above (0: the structure's default). `tuning` says which parameters were trained:
     `frozen` (structure and classifier), `lora` (the same, with LoRA on the encoder's attention) or `full` (all).
-    `thresholds` are the decision thresholds tuned on validation: one probability for a binary or a multi-label model,
-    none for a multi-class one.
+    `thresholds` are the decision thresholds tuned on validation: one probability for a binary model, one a class for a
+    multi-label model, none for a multi-class one.
     """
 
     model_type = "encoder-with-head"

@@ -58,7 +58,7 @@ probabilities = model(**inputs).logits.{activation}
 ```
 
 The input is cut at {max_length} tokens{longer}. `config.thresholds` holds the decision threshold that was tuned on
-validation notes, where there is one; an argmax does not apply it.
+validation notes, where there is one (with several labels a note, one a class); an argmax does not apply it.
 
 ## Intended use and limits
 
@@ -118,7 +118,10 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
     }
     threshold = ""
     if facts["thresholds"]:
-        threshold = f" Decision threshold: {facts['thresholds'][0]:.2f}."
+        values = [f"{value:.2f}" for value in facts["thresholds"]]
+        if facts["task"] == "multi-label":
+            values = [f"{name} {value}" for name, value in zip(facts["class_names"], values, strict=True)]
+        threshold = f" Decision threshold: {', '.join(values)}."
         evaluation += " Each at the threshold tuned on its validation part."
     hardware = first["environment"]["hardware"]
     corpus = "clinical, not published with the model"

@@ -11,10 +11,11 @@ import numpy as np
 from sklearn import metrics as sk
 
 TASKS = ("binary", "multi-class", "multi-label")
-# What a model is selected by, and what its threshold is tuned for. Macro F1 where classes exclude each other; weighted
-# F1 for multi-label notes, as DrBenchmark does (ours otherwise: the paper names no averaging).
+# What a model is selected by, and what its thresholds are tuned for. Macro F1 where classes exclude each other;
+# weighted F1 for multi-label notes, as DrBenchmark does (ours otherwise: the paper names no averaging).
 SELECTION_METRIC = {"binary": "f1_macro", "multi-class": "f1_macro", "multi-label": "f1_weighted"}
 THRESHOLD_GRID = np.round(np.arange(0.05, 0.96, 0.01), 2)
+SHRINKAGE = 20  # validation notes of a class with which its own threshold counts as much as the common one (ours)
 
 
 def probabilities_from_logits(logits: np.ndarray, task: str) -> np.ndarray:
@@ -29,19 +30,21 @@ def probabilities_from_logits(logits: np.ndarray, task: str) -> np.ndarray:
 def decide(probabilities: np.ndarray, task: str, thresholds: list[float] | None) -> np.ndarray:
     """Predicted labels in the shape of the true ones.
 
-    Binary: positive where the second class reaches the threshold. Multi-label: every class that reaches it, one
-    threshold for all classes. Multi-class: the most probable class; it has no threshold.
+    Binary: positive where the second class reaches the one threshold. Multi-label: every class that reaches its own.
+    Multi-class: the most probable class; it has no threshold.
     """
     if task == "multi-class":
         return probabilities.argmax(axis=1)
-    threshold = 0.5 if thresholds is None else thresholds[0]
-    if task == "binary":
-        return (probabilities[:, 1] >= threshold).astype(np.int64)
-    return (probabilities >= threshold).astype(np.int64)
+    scores = probabilities[:, 1] if task == "binary" else probabilities
+    return (scores >= np.array([0.5] if thresholds is None else thresholds)).astype(np.int64)
 
 
 def tune_thresholds(probabilities: np.ndarray, labels: np.ndarray, task: str) -> list[float] | None:
-    """The threshold with the best selection metric on validation, for every model alike; None for multi-class.
+    """The thresholds with the best selection metric on validation, for every model alike; None for multi-class.
+
+    Binary: one, of the positive class. Multi-label: one a class, between the one that is best for this class and the
+    one that is best for all, and the nearer to its own the more validation notes the class has: alone, a class with
+    few would get a threshold that fits these and no others (ours).
 
     Among equally good thresholds of the grid the middle one is taken: it is the farthest from either mistake (ours).
     """
@@ -49,13 +52,18 @@ def tune_thresholds(probabilities: np.ndarray, labels: np.ndarray, task: str) ->
         return None
     if task == "binary":  # macro F1: the mean of both classes
         positive, negative = _f1_at_thresholds(labels == 1, probabilities[:, 1])
-        scores = (positive + negative) / 2
-    else:  # weighted F1: the mean over classes, by their number of notes
-        columns = [_f1_at_thresholds(truth == 1, p)[0] for truth, p in zip(labels.T, probabilities.T, strict=True)]
-        support = labels.sum(axis=0)
-        scores = support @ np.array(columns) / max(support.sum(), 1)
+        return [_middle_of_the_best(positive + negative)]
+    columns = zip(labels.T, probabilities.T, strict=True)
+    of_class = np.array([_f1_at_thresholds(truth == 1, scores)[0] for truth, scores in columns])
+    support = labels.sum(axis=0)
+    common = _middle_of_the_best(support @ of_class / max(support.sum(), 1))  # weighted F1: by their number of notes
+    own = np.array([_middle_of_the_best(scores) for scores in of_class])
+    return (common + (own - common) * support / (support + SHRINKAGE)).tolist()
+
+
+def _middle_of_the_best(scores: np.ndarray) -> float:
     best = np.flatnonzero(np.isclose(scores, scores.max()))
-    return [float(THRESHOLD_GRID[best[len(best) // 2]])]
+    return float(THRESHOLD_GRID[best[len(best) // 2]])
 
 
 def _f1_at_thresholds(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -355,9 +355,10 @@ def test_card_of_a_multi_label_model_from_scratch(write_card):
         for fold in range(2)
     ]
     classes = ['décès : "oui"', "{grave}", "| a"]
-    card = write_card(results, task="multi-label", class_names=classes, thresholds=[0.5], repo="moe")
+    card = write_card(results, task="multi-label", class_names=classes, thresholds=[0.5, 0.126, 0.4], repo="moe")
     assert "trained from scratch (moe-transformer)" in card.text and "logits.sigmoid()" in card.text
     assert "classes: " + ", ".join(classes) in card.text
+    assert """Decision threshold: décès : "oui" 0.50, {grave} 0.13, | a 0.40.""" in card.text
     assert "tokenizer was trained on the notes" in card.text and "hashed words" not in card.text
     assert "f1 positive" not in card.text
     assert "Martin" not in card.content and "not published with the model" in card.text

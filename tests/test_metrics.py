@@ -192,7 +192,8 @@ def test_decide():
     probabilities = np.array([[0.3, 0.7], [0.7, 0.3], [0.5, 0.5]])
     assert decide(probabilities, "binary", None).tolist() == [1, 0, 1]
     assert decide(probabilities, "binary", [0.6]).tolist() == [1, 0, 0]
-    assert decide(probabilities, "multi-label", [0.5]).tolist() == [[0, 1], [1, 0], [1, 1]]
+    assert decide(probabilities, "multi-label", None).tolist() == [[0, 1], [1, 0], [1, 1]]
+    assert decide(probabilities, "multi-label", [0.6, 0.4]).tolist() == [[0, 1], [1, 0], [0, 1]]
     assert decide(np.array([[0.3, 0.4, 0.3], [0.4, 0.3, 0.3]]), "multi-class", None).tolist() == [1, 0]
 
 
@@ -211,17 +212,25 @@ def test_threshold_trades_one_mistake_for_another():
     assert threshold in THRESHOLD_GRID
 
 
-def test_multi_label_threshold_follows_weighted_f1():
-    # Class 0 (3 notes) has F1 1 up to 0.3 and 1/2 above; class 1 (1 note) has 1/5, with 8 false alarms, up to 0.7 and
-    # 1 above. Weighted: 0.8 below 0.3, 0.625 above 0.7; the macro mean, 0.6 and 0.75, would choose the other way.
-    probabilities = np.array([[0.3, 0.7], [0.3, 0.7], [0.9, 0.7], [0.1, 0.9]] + [[0.1, 0.7]] * 5)
-    labels = np.array([[1, 0], [1, 0], [1, 0], [0, 1]] + [[0, 0]] * 5)
-    (threshold,) = tune_thresholds(probabilities, labels, "multi-label")
-    assert 0.1 < threshold <= 0.3
+@pytest.mark.parametrize("times", [1, 20, 200])
+def test_multi_label_thresholds_are_nearer_to_their_own_with_more_notes(times):
+    # Class 0 (3 notes) has F1 1 from 0.11 to 0.30 and 1/2 above; class 1 (1 note) has 1/5, with 8 false alarms, up to
+    # 0.70 and 1 to 0.90. Weighted: 0.8 below 0.3, 0.625 above 0.7; the macro mean, 0.6 and 0.75, would choose the
+    # other way. Class 2 has no note.
+    probabilities = np.array(
+        [[0.3, 0.7, 0.5], [0.3, 0.7, 0.5], [0.9, 0.7, 0.5], [0.1, 0.9, 0.5]] + [[0.1, 0.7, 0.5]] * 5
+    )
+    labels = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0]] + [[0, 0, 0]] * 5)
+    thresholds = tune_thresholds(np.tile(probabilities, (times, 1)), np.tile(labels, (times, 1)), "multi-label")
+    assert thresholds == pytest.approx([0.21, 0.21 + (0.81 - 0.21) * times / (times + 20), 0.21])
 
 
-@pytest.mark.parametrize("task", ["binary", "multi-label"])
-def test_threshold_is_the_one_that_scikit_learn_scores_best(task):
+@pytest.mark.parametrize(
+    ("task", "average"), [("binary", "macro"), ("multi-label", "weighted"), ("multi-label", None)]
+)
+def test_threshold_is_the_one_that_scikit_learn_scores_best(task, average, monkeypatch):
+    """None: the best of each class, which notes without end would give it."""
+    monkeypatch.setattr("metrics.SHRINKAGE", 0 if average is None else 1e12)
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 2, size=200 if task == "binary" else (200, 3))
     noise = draw.random((200, 3))
@@ -229,14 +238,13 @@ def test_threshold_is_the_one_that_scikit_learn_scores_best(task):
     probabilities[:50] = probabilities[:50].round(2)  # on the grid itself, where >= and > differ
     if task == "binary":
         probabilities = np.stack([1 - probabilities[:, 1], probabilities[:, 1]], axis=1)
-    average = "macro" if task == "binary" else "weighted"
-    scores = {
-        threshold: f1_score(labels, decide(probabilities, task, [threshold]), average=average, zero_division=0)
-        for threshold in THRESHOLD_GRID
-    }
-    (threshold,) = tune_thresholds(probabilities, labels, task)
-    assert scores[threshold] == pytest.approx(max(scores.values()), abs=1e-12)
-    assert min(scores.values()) < max(scores.values()) - 0.1
+    thresholds = tune_thresholds(probabilities, labels, task)
+    scores = [
+        np.atleast_1d(f1_score(labels, decide(probabilities, task, each), average=average, zero_division=0))
+        for each in (thresholds, *([threshold] for threshold in THRESHOLD_GRID))
+    ]
+    assert scores[0] == pytest.approx(np.max(scores[1:], axis=0), abs=1e-12)
+    assert (np.min(scores[1:], axis=0) < scores[0] - 0.1).all()
 
 
 def test_multi_class_has_no_threshold():

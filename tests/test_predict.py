@@ -38,7 +38,7 @@ def test_predictions_are_those_of_training(notes_file, tmp_path, model):
 
 
 def test_multi_label_notes_get_all_their_labels():
-    facts = {"task": "multi-label", "thresholds": [0.4], "class_names": ["a", "b", "c"]}
+    facts = {"task": "multi-label", "thresholds": [0.4, 0.3, 0.4], "class_names": ["a", "b", "c"]}
     assert predict.label_notes(np.array([[0.5, 0.1, 0.4], [0.1, 0.2, 0.3]]), facts) == ["a|c", ""]
 
 
