@@ -334,20 +334,14 @@ def pack_blocks(
     As RoBERTa's full sentences: documents one after the other with a separator between, cut wherever a block is full,
     and each block within the two special tokens that the encoder knows from single texts. The last block begins before
     the end of the one before it, so that it is as long; text that fills no block gives a single shorter one. With
-    `whole_words` each token has its `offset_mapping`, by which the collator knows where words begin.
+    `whole_words` each token has an `offset_mapping`, by which the collator knows where words begin.
     """
-    encoded = tokenizer(
-        documents,
-        add_special_tokens=False,
-        return_attention_mask=False,
-        return_offsets_mapping=whole_words,
-        verbose=False,
-    )
+    encoded = tokenizer(documents, add_special_tokens=False, return_attention_mask=False, verbose=False)
     separator, stream, offsets = tokenizer.sep_token_id, [], []
     for number, ids in enumerate(encoded["input_ids"]):
         stream += [*ids, separator]
         if whole_words:
-            offsets += [*encoded["offset_mapping"][number], (-1, -1)]
+            offsets += [*offsets_of_words(encoded.word_ids(number)), (-1, -1)]
     stream.pop()
     stream, room = np.array(stream), max_length - 2
     special = list(tokenizer.all_special_ids)
@@ -360,6 +354,17 @@ def pack_blocks(
             block["offset_mapping"] = [(-1, -1), *offsets[start : start + room], (-1, -1)]
         blocks.append(block)
     return blocks
+
+
+def offsets_of_words(word_ids: list[int]) -> list[tuple[int, int]]:
+    """By the number of each token's word, a place (start, end) for the token: after a gap if it begins a word.
+
+    That is how the collator tells words apart. The tokenizer's own places in the text will not do: many count the
+    space before a word as part of it, so that a whole document would be one word.
+    """
+    begins = np.diff(word_ids, prepend=-1) != 0
+    starts = np.arange(len(word_ids)) + begins.cumsum()
+    return list(zip(starts.tolist(), (starts + 1).tolist(), strict=True))
 
 
 # ---- encoder -------------------------------------------------------------------------------------------------------
