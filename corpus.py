@@ -74,8 +74,8 @@ def read_corpus(
     """Every document of the sources, in their order; a table may lack the columns of groups and ids.
 
     A source is a UTF-8 text file with one document a line; a table as for `--dataset` (CSV, TSV, JSONL, Parquet, a Hub
-    data set or synthetic), all of it whatever its splits; or a folder of tables or, if it has none, of `.txt` files,
-    one document each.
+    data set or synthetic), all of it whatever its splits; a folder of tables, whose `.txt` files do not count; or a
+    folder of `.txt` files that are a document each.
 
     Raises:
         DataError: a source cannot be read or holds no text.
@@ -85,15 +85,15 @@ def read_corpus(
     for source in sources:
         path = Path(source).expanduser()
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in READERS)
-            if files:
-                found = Corpus([], [])
-                for file in files:
-                    found = found + _read_table(str(file), columns)
-            else:
-                files = sorted(path.rglob("*.txt"))
-                texts = [_read_text(file) for file in files]
-                found = Corpus(texts, [(file.stem,) for file in files])
+            files = sorted(path.rglob("*"))
+            tables = [file for file in files if file.suffix.lower() in READERS]
+            files = [file for file in files if file.suffix.lower() == ".txt"]
+            if tables and files:
+                logger.info("%s: tables read; beside them %d .txt files are not", source, len(files))
+                files = []
+            found = Corpus([_read_text(file) for file in files], [(file.stem,) for file in files])
+            for table in tables:
+                found = found + _read_table(str(table), columns)
         elif path.suffix.lower() == ".txt":
             lines = [line for line in _read_text(path).splitlines() if line.strip()]
             found = Corpus(lines, [()] * len(lines))
@@ -119,7 +119,8 @@ def _read_table(source: str, columns: dict[str, str | None]) -> Corpus:
     try:
         notes = read_unlabeled(DataArguments(dataset=source, split_column="none", **columns), needs_ids=False)
     except DataError as error:
-        raise DataError(f"--unlabeled: {str(error).removeprefix('--dataset ')}") from None
+        named = f"{source}: {error}" if source not in str(error) else str(error).removeprefix("--dataset ")
+        raise DataError(f"--unlabeled {named}") from None
     return of_notes(notes, np.arange(len(notes)))
 
 

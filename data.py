@@ -284,6 +284,8 @@ def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[
         for split, part in loaded.items():
             if split not in SPLIT_ALIASES:
                 raise DataError(f"--dataset {source}: split {split!r} is none of {', '.join(SPLIT_ALIASES)}.")
+            if SPLIT_ALIASES[split] in frames:
+                raise DataError(f"--dataset {source}: split {split!r} is there twice, under two names.")
             frames[SPLIT_ALIASES[split]] = part.to_pandas()
         features = next(iter(loaded.values())).features
         names = {}
@@ -439,6 +441,15 @@ def _note_ids(frame: pd.DataFrame, id_column: str | None) -> np.ndarray:
     return ids
 
 
+def _read_rows(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """As `_read_table`, of which there is something to read."""
+    frame, declared = _read_table(arguments)
+    if frame.empty:
+        raise DataError(f"--dataset {arguments.dataset}: no rows.")
+    _require_column(frame, arguments.text_column, "text_column")
+    return frame, declared
+
+
 def _group_column(arguments: DataArguments) -> str | None:
     is_synthetic = arguments.dataset.split(":")[0] == "synthetic"
     return arguments.group_column or ("patient_id" if is_synthetic else None)
@@ -476,10 +487,7 @@ def load_notes(arguments: DataArguments) -> Notes:
     Raises:
         DataError: on anything that would make a result wrong; nothing is dropped or repaired silently.
     """
-    frame, declared = _read_table(arguments)
-    if frame.empty:
-        raise DataError(f"--dataset {arguments.dataset}: no rows.")
-    _require_column(frame, arguments.text_column, "text_column")
+    frame, declared = _read_rows(arguments)
     _require_column(frame, arguments.label_column, "label_column")
     texts = _check_texts(frame[arguments.text_column])
     task, class_names, labels = _encode_labels(
@@ -510,8 +518,7 @@ def read_unlabeled(arguments: DataArguments, needs_ids: bool = True) -> Notes:
     For prediction, and for pretraining: `task` is "none", there are no labels, and a table may lack `group_column`,
     and `id_column` unless it `needs_ids`.
     """
-    frame, _ = _read_table(arguments)
-    _require_column(frame, arguments.text_column, "text_column")
+    frame, _ = _read_rows(arguments)
     texts = _check_texts(frame[arguments.text_column])
     ids = _note_ids(frame, arguments.id_column if needs_ids or arguments.id_column in frame.columns else None)
     group_column = _group_column(arguments)

@@ -1,6 +1,6 @@
 """The figures of the report, and how a model is named, ordered and coloured in all of it. Reads no file.
 
-`cells` is one row a (dataset, model, head, tuning); evaluate.py says what the columns are.
+`cells` is one row a (dataset, model, head, tuning, train size); evaluate.py says what the columns are.
 """
 
 import itertools
@@ -183,7 +183,7 @@ def assign_colours(cells: pd.DataFrame) -> dict[str, str]:
     more = itertools.cycle(MORE_COLOURS)
     return {
         shown_model(cell): MODELS[real_model(cell)] if real_model(cell) in MODELS else next(more)
-        for _, cell in cells.drop_duplicates(["model", "stand_in_for"]).iterrows()
+        for _, cell in cells.drop_duplicates(["model", "stand_in_for", "transductive"]).iterrows()
     }
 
 

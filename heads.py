@@ -311,8 +311,8 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
 def attention_projections(model: EncoderWithHeadForSequenceClassification) -> list[str]:
     """The full names of the linear layers inside the encoder's attention blocks: where LoRA goes.
 
-    Covers the naming of BERT, RoBERTa and CamemBERT (`attention.self.query`), DistilBERT (`attention.q_lin`), DeBERTa
-    and ModernBERT (`attn.Wqkv`) alike.
+    Covers the naming of BERT, RoBERTa and CamemBERT (`attention.self.query`), DistilBERT (`attention.q_lin`), DeBERTa,
+    ModernBERT (`attn.Wqkv`) and our small Transformers (`qkv`) alike.
 
     Raises:
         ValueError: if the encoder has no such layer.
@@ -320,7 +320,7 @@ def attention_projections(model: EncoderWithHeadForSequenceClassification) -> li
     names = [
         f"encoder.{name}"
         for name, module in model.encoder.named_modules()
-        if isinstance(module, nn.Linear) and any("attention" in part or "attn" in part for part in name.split("."))
+        if isinstance(module, nn.Linear) and any(part in name for part in ("attention", "attn", "qkv"))
     ]
     if not names:
         raise ValueError(

@@ -109,7 +109,8 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         what += f"; the encoder is a small stand-in for {model['stand_in_for']}, made for a demonstration"
     evaluation = f"On one test part of {splits['test']['notes']} notes."
     if len(fold_results) > 1:
-        runs = f"{len(fold_results)} runs (folds: {run['num_folds']}, seeds: {run['num_seeds']})"
+        seeds = len({result["run"]["seed"] for result in fold_results})
+        runs = f"{len(fold_results)} runs (folds: {run['num_folds']}, seeds: {seeds})"
         evaluation = f"Mean and sample standard deviation over {runs}, each on its own test part."
     pretraining = {
         result["model"]["pretraining"]["id"]: result["cost"]["pretraining_hours"]
@@ -157,7 +158,9 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         trained_on=trained_on,
         parts=", ".join(f"{part} {counted['notes']} notes" for part, counted in splits.items()),
         corpus=corpus,
-        hours=sum(result["cost"]["training_hours"] for result in fold_results) + sum(pretraining.values()),
+        hours=sum(result["cost"]["training_hours"] for result in fold_results)
+        + sum(pretraining.values())
+        + max(result["cost"]["feature_hours"] for result in fold_results),  # one pass serves all folds
         hardware=hardware["gpu"] or hardware["cpu"],
         trainable=model["trainable_parameters"],
         total=model["total_parameters"],

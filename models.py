@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import AttentionInterface, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AttentionInterface, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from backbones import Backbone, find_backbone, load_config_and_tokenizer, longest_input, resolve_commit
+from backbones import Backbone, BackboneError, find_backbone, load_config_and_tokenizer, longest_input, resolve_commit
 from baseline import BASELINES
 from data import DataArguments, Notes
 from heads import HEADS, EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, attention_projections
@@ -68,7 +68,8 @@ class ModelArguments:
         default_factory=list,
         metadata={
             "help": "Further text for models pretrained in-house: files of one document a line (.txt), tables as for "
-            "--dataset, or folders of either. What belongs to a validation or test note is left out."
+            "--dataset, folders of tables, or folders of .txt files that are a document each. What belongs to a "
+            "validation or test note is left out."
         },
     )
     ngram_branch: bool = field(
@@ -112,7 +113,10 @@ class ModelArguments:
         },
     )
     early_stopping_patience: int = field(
-        default=3, metadata={"help": "Epochs without a better validation score before training stops; 0: never."}
+        default=3,
+        metadata={
+            "help": "Looks at validation (one an epoch) without a better score before training stops; 0: never."
+        },
     )
     min_steps: int = field(
         default=0,
@@ -204,7 +208,8 @@ def build_model(
         **labels,
     )
     if pretrained is not None:
-        tokenizer = AutoTokenizer.from_pretrained(pretrained)
+        # it learned from shorter blocks than the notes are (pretrain.py)
+        tokenizer = AutoTokenizer.from_pretrained(pretrained, model_max_length=data_args.max_length)
         config = ScratchConfig.from_pretrained(pretrained, mask_token_id=tokenizer.mask_token_id, **small)
         model = ScratchForSequenceClassification.from_pretrained(pretrained, config=config)
         described |= {"kind": "in-house", "transductive": getattr(config, "transductive", False)}
@@ -313,16 +318,20 @@ def add_lora(model: EncoderWithHeadForSequenceClassification, rank: int) -> Peft
     """
     # peft freezes and forgets every part outside the encoder that is not named here.
     ours = [name for name in ("head", "classifier") if any(True for _ in model.get_submodule(name).parameters())]
-    targets = attention_projections(model)
+    try:
+        targets = attention_projections(model)
+    except ValueError as error:
+        raise BackboneError(str(error)) from None
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.05, target_modules=targets, modules_to_save=ours)
     return get_peft_model(model, config)
 
 
-def prepare_encoder(model_args: ModelArguments, data_args: DataArguments):
+def prepare_encoder(model_args: ModelArguments, data_args: DataArguments) -> PreTrainedConfig:
     """Settle what the encoder decides, once for all folds: its commit and the longest input.
 
-    Writes the commit into `--model_revision`, so that a repository that changes meanwhile does not change the run, and
-    lowers `--max_length` to what the encoder takes: past that it would fail with an index error.
+    Returns its configuration. Writes the commit into `--model_revision`, so that a repository that changes meanwhile
+    does not change the run, and lowers `--max_length` to what the encoder takes: past that it would fail with an index
+    error.
     """
     backbone = find_backbone(model_args.model, model_args.model_revision)
     model_args.model_revision = resolve_commit(backbone)
@@ -332,3 +341,4 @@ def prepare_encoder(model_args: ModelArguments, data_args: DataArguments):
         logger.warning("max_length %d is more than the encoder takes: %d used", data_args.max_length, longest)
         data_args.max_length = longest
         data_args.check_windows()
+    return config

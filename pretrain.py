@@ -134,8 +134,9 @@ class PretrainArguments:
     unlabeled: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Text to pretrain on: files of one document a line (.txt), tables as for --dataset, or folders of "
-            "either; what belongs to a held-out note of --dataset is left out."
+            "help": "Text to pretrain on: files of one document a line (.txt), tables as for --dataset, folders of "
+            "tables, or folders of .txt files that are a document each; what belongs to a held-out note of --dataset "
+            "is left out."
         },
     )
     dataset: str | None = field(
@@ -342,7 +343,7 @@ def pack_blocks(
         stream += [*ids, separator]
         if whole_words:
             offsets += [*offsets_of_words(encoded.word_ids(number)), (-1, -1)]
-    stream.pop()
+    stream, offsets = stream[:-1], offsets[:-1]  # no separator at the end
     stream, room = np.array(stream), max_length - 2
     special = list(tokenizer.all_special_ids)
     blocks = []
@@ -451,7 +452,8 @@ class MaskedLanguageModelTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """With the same tokens masked every time, so that losses compare, and training's random numbers untouched."""
-        with torch.random.fork_rng(devices=[]):
+        device = self.args.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # of the CPU it always is
             torch.manual_seed(self.args.seed)
             return super().evaluate(*args, **kwargs)
 
@@ -508,17 +510,13 @@ def train_masked_lm(
     checkpoint = last_complete_checkpoint(checkpoints)
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(checkpoints)
-    # A word that is masked as a whole is always replaced by masks: the collator has no other way.
-    replaced = dict(whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0)
+    masking = dict(pad_to_multiple_of=8)
+    if arguments.whole_word_mask:  # a word is then always replaced by masks, and offsets cannot be padded
+        masking = dict(whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0)
     trainer = MaskedLanguageModelTrainer(
         model=model,
         args=trainer_args,
-        data_collator=DataCollatorForLanguageModeling(
-            tokenizer,
-            mlm_probability=arguments.mlm_probability,
-            pad_to_multiple_of=8,
-            **(replaced if arguments.whole_word_mask else {}),
-        ),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=arguments.mlm_probability, **masking),
         train_dataset=blocks["train"],
         eval_dataset=blocks["held_out"],
         callbacks=[TrainingClock(), PretrainingLine(), EarlyStoppingCallback(PATIENCE)],

@@ -1,6 +1,6 @@
 """The result file: the one contract between training and everything that reads results.
 
-A run is one model on all its folds; it lives in one folder, with one folder a fold:
+A run is one model on all its folds; it lives in one folder, with one folder a fold (of several seeds in seed-SEED/):
 
     runs/drbert-grn-frozen/fold-0/result.json           written last: a file that exists is a fold that finished
     runs/drbert-grn-frozen/fold-0/predictions.parquet   id, group, label, predicted, probabilities, subgroups; no text

@@ -52,6 +52,7 @@ while (($#)); do
         shift
       done
       continue ;;
+    --train_size) die "--train_size is for train.py; the grid has --train-sizes" ;;
     --model | --head | --output_dir) die "$1 is for train.py; the grid has --models, --heads and --output" ;;
     *) extra+=("$1"); shift; continue ;;
   esac

@@ -2,7 +2,7 @@
 
     accelerate launch train.py --dataset notes.csv --model drbert --head grn --output_dir runs/drbert-grn
 
-`main` reads like the methods section: arguments, notes, splits; for each seed and fold a model built after seeding,
+`train` reads like the methods section: arguments, notes, splits; for each seed and fold a model built after seeding,
 trained, selected on validation, its threshold tuned there, and the test part read once; then the model kept for use.
 A fold whose result.json exists is finished and is not done again; an interrupted one resumes from its last checkpoint.
 """
@@ -53,6 +53,7 @@ from results import (
     write_json,
     write_result,
 )
+from scratch_model import ScratchConfig
 from splits import Split, draw_splits, draw_training_parts, fingerprint, report_repeated_texts
 from trainer import Run, Trained, epochs_to_train, train_baseline, train_network
 
@@ -288,6 +289,16 @@ def resolve_settings(run: Run, seed: int) -> dict:
     return json.loads(json.dumps(settings, default=str))
 
 
+def folder_of_seed(output: Path, seed: int, seeds: list[int]) -> Path:
+    """Where the folds of a seed are: in `output` for a single one, else in seed-SEED; or where they are already."""
+    own = output / f"seed-{seed}"
+    if own.is_dir():
+        return own
+    alone = read_finished(output / "fold-0")
+    was_alone = alone is not None and alone["run"]["seed"] == seed
+    return output if len(seeds) == 1 or was_alone else own
+
+
 def check_same_settings(folder: Path, finished: dict, settings: dict, data_fingerprint: str):
     """A finished fold counts for this run only if it was made with the same settings on the same notes."""
     remedy = "choose another --output_dir, or --overwrite"
@@ -409,7 +420,12 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     data_fingerprint = fingerprint(notes, splits)  # of the whole: a learning curve's points belong to one table
     splits = draw_training_parts(notes, splits, data_args)
     if model_args.kind in TUNINGS:
-        prepare_encoder(model_args, data_args)
+        encoder = prepare_encoder(model_args, data_args)
+        if training_args.push_to_hub and encoder.model_type == ScratchConfig.model_type:
+            raise ArgumentError(
+                f"--push_to_hub: {model_args.model} is a small Transformer, and under a head it lacks its code on the "
+                "Hub; push one of --model transformer-pretrained."
+            )
 
     held_out = np.unique(np.concatenate([rows for split in splits for rows in (split.validation, split.test)]))
     run = Run(model_args, data_args, training_args, notes, held_out)
@@ -421,7 +437,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     for seed in model_args.seeds:
         settings = resolve_settings(run, seed)
         for number, split in enumerate(splits):
-            folder = (output if len(model_args.seeds) == 1 else output / f"seed-{seed}") / f"fold-{number}"
+            folder = folder_of_seed(output, seed, model_args.seeds) / f"fold-{number}"
             what = f"{model_args.run_id}: seed {seed}, fold {number + 1} of {len(splits)}"
             finished = read_finished(folder)
             if finished is not None:

@@ -166,7 +166,8 @@ class NoteTrainer(Trainer):
     @property
     def best_epoch(self) -> float:
         """The epoch, counted from 1, whose weights were kept; the last one where none was selected."""
-        step = self.state.best_global_step or self.state.global_step
+        selected = self.state.best_global_step if self.args.load_best_model_at_end else None
+        step = selected or self.state.global_step
         return next(entry["epoch"] for entry in self.state.log_history if entry["step"] == step)
 
 

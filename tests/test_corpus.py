@@ -110,7 +110,9 @@ def test_each_kind_of_source(tmp_path):
     [
         ("empty.txt", b"\n\n", "empty.txt: no text in it"),
         ("latin.txt", "é".encode("latin-1"), "latin.txt is not UTF-8 text"),
-        ("note.csv", b"note\nfi\xc3\xa8vre", "--text_column text: no such column; found: note"),
+        ("note.csv", b"note\nfi\xc3\xa8vre", r"note\.csv: --text_column text: no such column; found: note"),
+        ("blank.csv", b"text,id\nfi\xc3\xa8vre,1\n,2", r"blank\.csv: Empty or non-text notes in 1 row \(2\)"),
+        ("header.csv", b"text,id\n", r"^--unlabeled \S*header\.csv: no rows"),
         ("absent.txt", None, "absent.txt cannot be opened"),
     ],
 )

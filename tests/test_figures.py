@@ -36,6 +36,14 @@ def test_stand_in_takes_the_place_of_the_real_one(runs):
     assert figures.assign_colours(cells)["alibert (stand-in)"] == figures.MODELS["alibert"]
 
 
+def test_transductive_in_one_table_and_not_in_the_other(runs):
+    write_run(runs, "drbert", "grn", "frozen")
+    write_run(runs / "more", "drbert", "linear", "frozen", model__transductive=True)
+    cells = aggregated(runs)
+    colours = figures.assign_colours(cells)
+    assert {figures.shown_model(cell) for _, cell in cells.iterrows()} == set(colours) and len(colours) == 2
+
+
 def test_points_of_the_figure(runs):
     write_run(runs, "tfidf", scores=(0.7, 0.8), cost__training_hours=0.0)
     write_run(runs, "drbert", "grn", "frozen", scores=(0.8, 0.9), cost__training_hours=0.5, cost__feature_hours=0.25)

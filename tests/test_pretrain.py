@@ -238,7 +238,7 @@ def test_notes_without_a_validation_part_are_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("experts", ["transformer", "moe-transformer"])
 def test_small_transformers_learn_and_become_classifiers(experts, text_file, tmp_path):
-    options = ("--architecture", experts, "--whole_word_mask", "--learning_rate", 5e-3)
+    options = ("--architecture", experts, "--whole_word_mask", "--max_length", 30, "--learning_rate", 5e-3)
     report = train_tiny(text_file, tmp_path, *options, "--max_steps", 8)
     assert report["held_out"]["loss"] < report["held_out"]["loss_before"] - 0.1
     model = AutoModelForMaskedLM.from_pretrained(tmp_path)

@@ -16,6 +16,7 @@ from conftest import invent_notes
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import ngrams
+import pretrain
 import train
 from data import DataArguments, load_notes
 from metrics import NoteClassificationMetric
@@ -266,6 +267,35 @@ def test_seeds_in_one_process_share_the_split(notes_file, tmp_path):
     assert (first["id"] == second["id"]).all()
     assert not np.allclose(np.stack(first["probabilities"]), np.stack(second["probabilities"]))
     assert read(output / "seed-1" / "fold-0")["run"]["num_seeds"] == 2
+
+
+def test_seeds_that_are_added_later_leave_finished_folds_where_they_are(notes_file, tmp_path):
+    output = tmp_path / "run"
+    options = ["--model", "tfidf", "--dataset", str(notes_file), "--output_dir", str(output), "--keep_model", "False"]
+    assert train.main([*options, "--folds", "2"]) == 0
+    stamp = (output / "fold-1" / "result.json").stat().st_mtime_ns
+    for _ in range(2):
+        assert train.main([*options, "--folds", "2", "--seeds", "1", "0"]) == 0
+    assert train.main([*options, "--folds", "2", "--seed", "1"]) == 0  # alone, it is where it was, too
+    assert (output / "fold-1" / "result.json").stat().st_mtime_ns == stamp
+    finished = sorted(path.parent.relative_to(output).as_posix() for path in output.rglob("result.json"))
+    assert finished == ["fold-0", "fold-1", "seed-1/fold-0", "seed-1/fold-1"]
+
+
+def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys):
+    """What pretrain.py makes: it takes every tuning, but is not pushed, since its code would be missing there."""
+    encoder = tmp_path / "small"
+    text = ["--dataset", str(notes_file), "--unlabeled", "synthetic:60", "--split_column", "none", "--output_dir"]
+    sizes = "--hidden_size 16 --num_attention_heads 2 --intermediate_size 32 --max_length 32 --vocab_size 400".split()
+    assert pretrain.main([*text, str(encoder), "--architecture", "transformer", *sizes, "--max_steps", "2"]) == 0
+    of_encoder = ["--model", str(encoder), "--head", "linear", "--folds", "1", "--num_train_epochs", "1"]
+    for tuning in ("frozen", "lora", "full"):
+        output = tmp_path / tuning
+        assert train.main(arguments(notes_file, output, *of_encoder, "--tuning", tuning)) == 0
+        result = read(output / "fold-0")
+        assert result["model"]["kind"] == "pretrained" and result["cost"]["epochs"] == 1
+    assert train.main(arguments(notes_file, tmp_path / "pushed", *of_encoder, "--push_to_hub")) == 1
+    assert "push one of --model transformer-pretrained" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])

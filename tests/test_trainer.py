@@ -120,6 +120,12 @@ def test_same_seed_same_probabilities(notes_file, tmp_path, seed):
     assert not np.allclose(first, probabilities(seed + 2, "c"))
 
 
+def test_the_epoch_that_is_kept_is_the_last_where_none_is_selected(notes_file, tmp_path):
+    options = "--load_best_model_at_end False --early_stopping_patience 0 --num_train_epochs 3".split()
+    run, split = run_for(notes_file, tmp_path, *options, "--learning_rate", "1e-9")  # the first is as good as any
+    assert train_network(run, split, 0, tmp_path / "fold").cost["best_epoch"] == 3
+
+
 def test_the_order_of_the_notes_has_a_seed_of_its_own(notes_file, tmp_path):
     def orders(*more):
         run, split = run_for(notes_file, tmp_path, *more)
