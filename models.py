@@ -7,6 +7,7 @@ Joins the encoders (backbones.py), the structures (heads.py), LoRA (peft) and th
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,15 @@ from transformers import AttentionInterface, AutoTokenizer, PreTrainedConfig, Pr
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from backbones import Backbone, BackboneError, find_backbone, load_config_and_tokenizer, longest_input, resolve_commit
+from backbones import (
+    BACKBONES,
+    Backbone,
+    BackboneError,
+    find_backbone,
+    load_config_and_tokenizer,
+    longest_input,
+    resolve_commit,
+)
 from baseline import BASELINES
 from data import DataArguments, Notes
 from heads import HEADS, EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, attention_projections
@@ -334,7 +343,14 @@ def prepare_encoder(model_args: ModelArguments, data_args: DataArguments) -> Pre
     error.
     """
     backbone = find_backbone(model_args.model, model_args.model_revision)
-    model_args.model_revision = resolve_commit(backbone)
+    try:
+        model_args.model_revision = resolve_commit(backbone)
+    except BackboneError as error:
+        known = [*BASELINES, *SCRATCH_MODELS, *PRETRAINED_HERE, *BACKBONES]
+        hint = "".join(
+            f" Did you mean {name}?" for name in get_close_matches(model_args.model, known, n=1, cutoff=0.8)
+        )
+        raise BackboneError(f"{error}{hint}") from None
     config, _ = load_config_and_tokenizer(find_backbone(model_args.model, model_args.model_revision))
     longest = longest_input(config)
     if longest and longest < data_args.max_length:

@@ -220,7 +220,9 @@ class PretrainArguments:
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, TrainingArguments]:
     """The command line over our recipe over the defaults of the libraries."""
-    parser = HfArgumentParser((PretrainArguments, TrainingArguments), description=__doc__.splitlines()[0])
+    parser = HfArgumentParser(
+        (PretrainArguments, TrainingArguments), description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     first_look, _ = parser.parse_known_args(argv)
     recipe = RECIPES["from scratch" if first_look.model is None else "continued"]
     if first_look.architecture in SCRATCH_MODELS:
@@ -274,6 +276,12 @@ def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transduct
         corpus = corpus + held_out
     corpus, removed = remove_held_out(corpus, Corpus([], []) if transductive else held_out, len(training))
     logger.info("  text: %d documents; left out: %s", len(corpus), removed)
+    if len(unlabeled) and removed.by_name + removed.by_content > len(unlabeled) / 2:
+        logger.warning(
+            "  more than half of the %d --unlabeled documents belong to held-out notes or hold one: are they what a "
+            "document is, as a letter? (of a folder, each .txt file is one)",
+            len(unlabeled),
+        )
     if len(corpus) < MIN_DOCUMENTS:
         raise DataError(
             f"{len(corpus)} different documents to pretrain on; at least {MIN_DOCUMENTS} are needed (left out: "

@@ -76,7 +76,18 @@ done
 for value in ${sizes//,/ }; do
   [[ ${value} =~ ^(full|[1-9][0-9]*)$ ]] || die "--train-sizes ${value}: give numbers of notes, or full"
 done
-if [[ -e ${invoked_from}/${dataset} ]]; then dataset=${invoked_from}/${dataset}; fi
+# Paths are those of where the command was given.
+if [[ ${invoked_from} != "${PWD}" ]]; then
+  if [[ -e ${invoked_from}/${dataset} ]]; then dataset=${invoked_from}/${dataset}; fi
+  if [[ ${output} != /* ]]; then output=${invoked_from}/${output}; fi
+  if [[ ${report} != /* ]]; then report=${invoked_from}/${report}; fi
+  found=()
+  for value in ${models//,/ }; do
+    if [[ -d ${invoked_from}/${value} ]]; then value=${invoked_from}/${value}; fi
+    found+=("${value}")
+  done
+  models=$(IFS=,; echo "${found[*]}")
+fi
 
 # Several runs of one thread each get more done than one run of several threads: batches are small. A run of a base-size
 # encoder that is trained wants 4 GB, all others less.
@@ -163,7 +174,7 @@ run() {
   set_arguments "${@:2}"
   if "${launch[@]}" train.py "${arguments[@]}" ${extra[@]+"${extra[@]}"} > "${log}" 2>&1; then
     local left=$(((SECONDS - started) * (${#plan[@]} - number) / number / 60))
-    echo "[${number}/${#plan[@]}] ${id}: done in $((SECONDS - began)) s; about ${left} min left"
+    echo "[${number}/${#plan[@]}] ${id}: done in $((SECONDS - began)) s; at this rate ${left} min left"
   else
     local why
     why=$(grep -a '^error: ' "${log}" | tail -n 1 || true)
@@ -198,12 +209,13 @@ done
 wait
 
 # ---- the table -----------------------------------------------------------------------------------------------------
-status=0
-python evaluate.py "${output}" --output "${report}" ${prices[@]+"${prices[@]}"} || status=1
+status=0 table=none
+if python evaluate.py "${output}" --output "${report}" ${prices[@]+"${prices[@]}"}; then table=${report}/results.md
+else status=1; fi
 if [[ -s ${output}/logs/failures.txt ]]; then
   echo "failed:"
   sed 's/^/  /' "${output}/logs/failures.txt"
   status=1
 fi
-echo "table: ${report}/results.md   runs: ${output}/   $(((SECONDS - started) / 60)) min"
+echo "table: ${table}   runs: ${output}/   $(((SECONDS - started) / 60)) min"
 exit "${status}"

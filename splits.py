@@ -168,9 +168,10 @@ def _check_split(notes: Notes, split: Split, arguments: DataArguments):
         if notes.groups is not None:
             shared = set(notes.groups[left_rows]) & set(notes.groups[right_rows])
             if shared:
+                rows = right_rows[np.isin(notes.groups[right_rows], list(shared))]
                 raise DataError(
-                    f"{len(shared)} groups are in both the {left} and the {right} part: correct the splits, or draw "
-                    "them with --split_column none."
+                    f"Groups of the {left} part are also in the {right} part ({len(shared)}), there in "
+                    f"{name_rows(rows)}: correct the splits, or draw them with --split_column none."
                 )
         repeated = right_rows[np.isin(texts[right_rows], texts[left_rows])]
         if len(repeated):

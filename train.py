@@ -110,6 +110,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments),
         description=__doc__.splitlines()[0],
+        allow_abbrev=False,  # run_all.sh would take --fold for another argument than --folds
         epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}; by kind of model: {RECIPES}; for "
         f"models pretrained in-house also: {OF_IN_HOUSE}",
     )
@@ -129,6 +130,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     training_args.metric_for_best_model = first_look.metric_for_best_model
     if model_args.seeds is None:
         model_args.seeds = [training_args.seed]
+    if training_args.num_train_epochs <= 0:
+        raise ArgumentError(f"--num_train_epochs {training_args.num_train_epochs:g}: give more than 0.")
     if len(set(model_args.seeds)) < len(model_args.seeds):
         raise ArgumentError(f"--seeds {' '.join(map(str, model_args.seeds))}: give each seed once.")
     if training_args.n_gpu > 1:
@@ -522,16 +525,20 @@ def main(argv: list[str] | None = None) -> int:
         transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    refused = False
     try:
         train(model_args, data_args, training_args)
         return 0
-    except (ArgumentError, DataError, BackboneError, MemoryBudgetError, hub.HubError) as error:
+    except (ArgumentError, DataError, BackboneError, hub.HubError) as error:
+        refused, message = True, str(error)
+    except MemoryBudgetError as error:
         message = str(error)
     except Exception as error:
         message = tell_unforeseen(error, training_args.log_level)
     print(f"error: {message}", file=sys.stderr)
     output = Path(training_args.output_dir)
-    if training_args.process_index == 0:
+    holds_results = any(output.rglob("result.json"))  # which a command that was refused says nothing against
+    if training_args.process_index == 0 and not (refused and holds_results):
         run = describe_run(model_args, data_args, output)
         write_json(
             output / FAILURE_FILE,

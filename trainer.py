@@ -363,7 +363,7 @@ def train_network(
         if epochs is not None:
             its_arguments.eval_strategy, its_arguments.load_best_model_at_end = "no", False
             its_callbacks.append(StopAfterEpoch(epochs))
-        elif model_args.early_stopping_patience:
+        elif model_args.early_stopping_patience and arguments.eval_strategy != "no":
             its_callbacks.append(EarlyStoppingCallback(model_args.early_stopping_patience))
         trainer = NoteTrainer(
             model=network,

@@ -243,7 +243,8 @@ def test_label_that_training_lacks(part):
 def test_given_splits_that_cut_a_group(left, right):
     groups = np.arange(100)
     groups[np.flatnonzero(GIVEN == right)[:2]] = groups[np.flatnonzero(GIVEN == left)[:2]]
-    with pytest.raises(DataError, match=f"2 groups are in both the {left} and the {right} part"):
+    message = rf"Groups of the {left} part are also in the {right} part \(2\), there in 2 rows"
+    with pytest.raises(DataError, match=message):
         draw(make_notes([0, 1] * 50, groups, given=GIVEN), allow_leaks=True)
 
 

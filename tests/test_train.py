@@ -363,6 +363,9 @@ def test_encoder_too_short_for_max_length_is_guarded(notes_file, tmp_path, encod
     (["--model", "no-such/encoder"], "no-such/encoder is not in the cache and the Hub did not give it"),
     (["--folds", "0"], "--folds 0: give 1 for a single split"),
     (["--seeds", "1", "1"], "--seeds 1 1: give each seed once"),
+    (["--num_train_epochs", "0"], "--num_train_epochs 0: give more than 0"),
+    (["--fold", "2"], "['--fold', '2']"),
+    (["--model", "tfidf_nb"], "Did you mean tfidf-nb?"),
     (["--push_to_hub", "--model", "tfidf-nb"], "the vocabulary of tfidf-nb spells out words"),
     (["--push_to_hub", "--keep_model", "False"], "there would be no model to push"),
 ])
@@ -385,6 +388,8 @@ def test_failure_is_left_on_disk_until_the_run_succeeds(notes_file, tmp_path):
     assert failure["error"].startswith("--text_column note: no such column")
     assert train.main(arguments(notes_file, output, "--folds", "1", "--keep_model", "False")) == 0
     assert not (output / "failed.json").exists()
+    assert train.main(arguments(notes_file, output, "--text_column", "note")) == 1
+    assert not (output / "failed.json").exists()  # the results that are there have not failed
 
 
 SECRET = "Zébulonique"
