@@ -8,6 +8,7 @@ Shapes: `labels` (notes,) class indices, or (notes, classes) 0/1 for a multi-lab
 import datasets
 import evaluate
 import numpy as np
+from scipy.special import expit, softmax
 from sklearn import metrics as sk
 
 TASKS = ("binary", "multi-class", "multi-label")
@@ -21,10 +22,7 @@ SHRINKAGE = 20  # validation notes of a class with which its own threshold count
 def probabilities_from_logits(logits: np.ndarray, task: str) -> np.ndarray:
     """Logits (notes, classes) to probabilities of the same shape: softmax, or sigmoid for a multi-label task."""
     logits = np.asarray(logits, dtype=np.float64)
-    if task == "multi-label":
-        return np.exp(-np.logaddexp(0, -logits))
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    return expit(logits) if task == "multi-label" else softmax(logits, axis=1)
 
 
 def decide(probabilities: np.ndarray, task: str, thresholds: list[float] | None) -> np.ndarray:

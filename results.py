@@ -21,6 +21,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from machine import available_cores
+
 logger = logging.getLogger("train")
 
 SCHEMA_VERSION = 6
@@ -96,7 +98,7 @@ def describe_environment() -> dict:
         "packages": {package: version(package) for package in PACKAGES},
         "hardware": {
             "cpu": _cpu_name(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": available_cores(),
             "threads": torch.get_num_threads(),
             "processes": int(os.environ.get("WORLD_SIZE", 1)),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -258,7 +258,6 @@ class Trained:
     too_long: dict[str, int]  # notes over max_length, per part
     deploy: Callable[[str], np.ndarray]  # of one note, as predict.py would; spoils `predict`
     count_bytes: Callable[[], int]  # of the model on disk; spoils `predict` too
-    settings: Settings | None = None  # what validation chose for the baseline
 
 
 def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> Trained:
@@ -294,7 +293,6 @@ def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> 
         deploy=lambda text: classifier.predict_probabilities([text]),
         count_bytes=classifier.count_bytes,
         too_long={part: 0 for part, _ in split.parts()},
-        settings=settings,
     )
 
 

@@ -198,7 +198,7 @@ def test_the_two_baselines_are_two_models(notes_file, tmp_path, monkeypatch):
     monkeypatch.setattr(TfidfClassifier, "fit_and_select", lambda *given: (asked.append(given[-1]), select(*given))[1])
     for model in ("tfidf", "tfidf-nb"):
         run, split = run_for(notes_file, tmp_path, "--model", model)
-        assert trainer.train_baseline(run, split).settings.naive_bayes_power in asked[-1]
+        assert trainer.train_baseline(run, split).model["naive_bayes_power"] in asked[-1]
     assert asked == [(0,), POWERS]
     plain, weighed = (trainer.train_baseline(run, split, Settings(1.0, None, power)) for power in (0, 2))
     assert np.abs(plain.predict(split.test) - weighed.predict(split.test)).max() > 1e-3
