@@ -85,7 +85,7 @@ def read_corpus(
     for source in sources:
         path = Path(source).expanduser()
         if path.is_dir():
-            files = sorted(path.rglob("*"))
+            files = sorted(file for file in path.rglob("*") if file.is_file())
             tables = [file for file in files if file.suffix.lower() in READERS]
             files = [file for file in files if file.suffix.lower() == ".txt"]
             if tables and files:

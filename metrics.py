@@ -55,7 +55,7 @@ def tune_thresholds(probabilities: np.ndarray, labels: np.ndarray, task: str) ->
     of_class = np.array([_f1_at_thresholds(truth == 1, scores)[0] for truth, scores in columns])
     support = labels.sum(axis=0)
     common = _middle_of_the_best(support @ of_class / max(support.sum(), 1))  # weighted F1: by their number of notes
-    own = np.array([_middle_of_the_best(scores) for scores in of_class])
+    own = np.array([_middle_of_the_best(scores) if scores.any() else common for scores in of_class])
     return (common + (own - common) * support / (support + SHRINKAGE)).tolist()
 
 

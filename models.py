@@ -124,7 +124,8 @@ class ModelArguments:
     early_stopping_patience: int = field(
         default=3,
         metadata={
-            "help": "Looks at validation (one an epoch) without a better score before training stops; 0: never."
+            "help": "Looks at validation (one an epoch, fewer with --min_steps) without a better score before "
+            "training stops; 0: never."
         },
     )
     min_steps: int = field(
@@ -347,9 +348,8 @@ def prepare_encoder(model_args: ModelArguments, data_args: DataArguments) -> Pre
         model_args.model_revision = resolve_commit(backbone)
     except BackboneError as error:
         known = [*BASELINES, *SCRATCH_MODELS, *PRETRAINED_HERE, *BACKBONES]
-        hint = "".join(
-            f" Did you mean {name}?" for name in get_close_matches(model_args.model, known, n=1, cutoff=0.8)
-        )
+        alike = get_close_matches(model_args.model, known, n=1, cutoff=0.8) if model_args.model not in known else []
+        hint = f" Did you mean {alike[0]}?" if alike else ""
         raise BackboneError(f"{error}{hint}") from None
     config, _ = load_config_and_tokenizer(find_backbone(model_args.model, model_args.model_revision))
     longest = longest_input(config)

@@ -29,7 +29,7 @@ models=tfidf,tfidf-nb,transformer,moe-transformer,transformer-pretrained,moe-tra
 heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
 sizes=full unlabeled=() prices=()
-known_heads=${heads//,/ } known_tunings=${tunings//,/ }
+known_heads=${heads//,/ } known_tunings=${tunings//,/ } known_models=${models}
 # The grid compares; `train.py` with the same arguments and folder then adds the model for use to a finished run.
 extra=(--keep_model False)
 if [[ " $* " == *" --demo "* ]]; then
@@ -76,17 +76,19 @@ done
 for value in ${sizes//,/ }; do
   [[ ${value} =~ ^(full|[1-9][0-9]*)$ ]] || die "--train-sizes ${value}: give numbers of notes, or full"
 done
-# Paths are those of where the command was given.
+# These paths are as seen from where the command was given; --unlabeled was treated above.
 if [[ ${invoked_from} != "${PWD}" ]]; then
   if [[ -e ${invoked_from}/${dataset} ]]; then dataset=${invoked_from}/${dataset}; fi
   if [[ ${output} != /* ]]; then output=${invoked_from}/${output}; fi
   if [[ ${report} != /* ]]; then report=${invoked_from}/${report}; fi
-  found=()
-  for value in ${models//,/ }; do
-    if [[ -d ${invoked_from}/${value} ]]; then value=${invoked_from}/${value}; fi
-    found+=("${value}")
+  IFS=, read -ra names <<< "${models}"
+  for number in "${!names[@]}"; do
+    name=${names[number]}
+    if [[ ",${known_models}," != *",${name},"* && -d ${invoked_from}/${name} ]]; then
+      names[number]=${invoked_from}/${name}
+    fi
   done
-  models=$(IFS=,; echo "${found[*]}")
+  models=$(IFS=,; echo "${names[*]}")
 fi
 
 # Several runs of one thread each get more done than one run of several threads: batches are small. A run of a base-size
@@ -121,7 +123,8 @@ done
 # the paper's encoders with each structure, and `linear` as the control; training more and more of the encoder
 for tuning in frozen lora full; do
   has "${tuning}" "${tunings}" || continue
-  for model in ${models//,/ }; do
+  IFS=, read -ra names <<< "${models}"
+  for model in "${names[@]}"; do
     if has "${model}" "${no_encoder// /,}"; then continue; fi
     name=${model%/}
     if [[ -d ${name} ]]; then name=$(basename "${name}"); fi
@@ -210,8 +213,8 @@ wait
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 status=0 table=none
-if python evaluate.py "${output}" --output "${report}" ${prices[@]+"${prices[@]}"}; then table=${report}/results.md
-else status=1; fi
+python evaluate.py "${output}" --output "${report}" ${prices[@]+"${prices[@]}"} || status=1
+if [[ ${report}/results.md -nt ${output}/plan.tsv ]]; then table=${report}/results.md; fi
 if [[ -s ${output}/logs/failures.txt ]]; then
   echo "failed:"
   sed 's/^/  /' "${output}/logs/failures.txt"

@@ -45,6 +45,7 @@ from pretrain import ArgumentError
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
+    RESULT_FILE,
     SCHEMA_VERSION,
     describe_environment,
     discard_foreign_checkpoints,
@@ -103,6 +104,10 @@ OF_PRETRAINING = ("unlabeled", "pretrain_on", "pretraining_tokens", "transductiv
 
 SPEED_NOTES, SPEED_SECONDS = 64, 5.0  # what a model's speed in use is measured on, at most (ours)
 NOT_MEASURED = {"one_core_notes_per_second": None, "model_megabytes": None}
+
+
+class FoldError(Exception):
+    """A run that had begun and failed for a reason that the user can mend; the message is one line."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
@@ -451,7 +456,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.parts())
             logger.info("%s (%s)", what, sizes)
             is_last = seed == model_args.seeds[-1] and number == len(splits) - 1
-            trained, predictions, result = run_fold(run, split, seed, folder, settings, is_last)
+            try:
+                trained, predictions, result = run_fold(run, split, seed, folder, settings, is_last)
+            except (ArgumentError, DataError, BackboneError) as error:
+                raise FoldError(str(error)) from error
             result["data"] |= {"fingerprint": data_fingerprint, **repeated}
             result["run"] = describe_run(model_args, data_args, output) | {
                 "seed": seed,
@@ -461,7 +469,10 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 "num_folds": len(splits),
                 "num_seeds": len(model_args.seeds),
             }
-            if model_args.keep_model and len(splits) == 1 and seed == model_args.seeds[0]:
+            is_first = len(splits) == 1 and seed == model_args.seeds[0]
+            # the model of a seed that finished earlier stays; of a run that was cut off, it is replaced
+            was_kept = (output / "model").is_dir() and any(output.rglob(RESULT_FILE))
+            if model_args.keep_model and is_first and not was_kept:
                 trained_on = f"The {len(split.train)} notes of the training part."
                 save_model(run, trained, [result], trained_on)
             if is_main:
@@ -474,14 +485,14 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             fold_results.append(result)
     if model_args.keep_model:
         keep_model(run, splits, fold_results)
+    if is_main:
+        (output / FAILURE_FILE).unlink(missing_ok=True)
     if training_args.push_to_hub and is_main:
         repo = training_args.hub_model_id or output.name
         address = hub.push_model(
             output / "model", repo, training_args.hub_private_repo, training_args.hub_token, training_args.hub_revision
         )
         logger.info("pushed: %s", address)
-    if is_main:
-        (output / FAILURE_FILE).unlink(missing_ok=True)
 
 
 def describe_run(model_args: ModelArguments, data_args: DataArguments, output: Path) -> dict:
@@ -531,13 +542,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except (ArgumentError, DataError, BackboneError, hub.HubError) as error:
         refused, message = True, str(error)
-    except MemoryBudgetError as error:
+    except (FoldError, MemoryBudgetError) as error:
         message = str(error)
     except Exception as error:
         message = tell_unforeseen(error, training_args.log_level)
     print(f"error: {message}", file=sys.stderr)
     output = Path(training_args.output_dir)
-    holds_results = any(output.rglob("result.json"))  # which a command that was refused says nothing against
+    holds_results = any(output.rglob(RESULT_FILE))  # which a command that was refused says nothing against
     if training_args.process_index == 0 and not (refused and holds_results):
         run = describe_run(model_args, data_args, output)
         write_json(

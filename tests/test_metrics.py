@@ -216,13 +216,13 @@ def test_threshold_trades_one_mistake_for_another():
 def test_multi_label_thresholds_are_nearer_to_their_own_with_more_notes(times):
     # Class 0 (3 notes) has F1 1 from 0.11 to 0.30 and 1/2 above; class 1 (1 note) has 1/5, with 8 false alarms, up to
     # 0.70 and 1 to 0.90. Weighted: 0.8 below 0.3, 0.625 above 0.7; the macro mean, 0.6 and 0.75, would choose the
-    # other way. Class 2 has no note.
-    probabilities = np.array(
-        [[0.3, 0.7, 0.5], [0.3, 0.7, 0.5], [0.9, 0.7, 0.5], [0.1, 0.9, 0.5]] + [[0.1, 0.7, 0.5]] * 5
-    )
-    labels = np.array([[1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 1, 0]] + [[0, 0, 0]] * 5)
+    # other way. Class 2 has no note, and the two of class 3 are found at no threshold.
+    probabilities = np.array([[0.3, 0.7], [0.3, 0.7], [0.9, 0.7], [0.1, 0.9]] + [[0.1, 0.7]] * 5)
+    labels = np.array([[1, 0], [1, 0], [1, 0], [0, 1]] + [[0, 0]] * 5)
+    probabilities = np.hstack([probabilities, np.full((9, 1), 0.5), np.full((9, 1), 0.01)])
+    labels = np.hstack([labels, np.zeros((9, 1), dtype=int), [[1]] * 2 + [[0]] * 7])
     thresholds = tune_thresholds(np.tile(probabilities, (times, 1)), np.tile(labels, (times, 1)), "multi-label")
-    assert thresholds == pytest.approx([0.21, 0.21 + (0.81 - 0.21) * times / (times + 20), 0.21])
+    assert thresholds == pytest.approx([0.21, 0.21 + (0.81 - 0.21) * times / (times + 20), 0.21, 0.21])
 
 
 @pytest.mark.parametrize(

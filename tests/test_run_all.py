@@ -11,12 +11,12 @@ import pandas as pd
 ROOT = Path(__file__).parent.parent
 
 
-def run_all(*arguments):
+def run_all(*arguments, cwd=ROOT):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PATH": path}
     return subprocess.run(
-        ["bash", "run_all.sh", *map(str, arguments)],
-        cwd=ROOT,
+        ["bash", ROOT / "run_all.sh", *map(str, arguments)],
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,
@@ -43,6 +43,17 @@ def test_filters_and_the_hours_beforehand(notes_file, tmp_path):
     assert names == ["tfidf", "drbert-grn-full", "drbert-linear-full"]
     assert "in all at most" in some.stdout and "2 runs without an estimate left out" in some.stdout
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["estimate.json"]
+
+
+def test_paths_are_as_seen_from_where_it_was_called(tmp_path):
+    here = tmp_path / "a folder"
+    for name in ("my encoder", "tfidf"):  # of the second there is a model
+        (here / name).mkdir(parents=True)
+    plan = run_all(
+        "--demo", "--dry-run", "--models", "tfidf,my encoder", "--heads", "grn", "--output", "out", cwd=here
+    )
+    assert plan.returncode == 0 and f"into {here}/out/" in plan.stdout
+    assert "tfidf\ttfidf\t-" in plan.stdout and f"my encoder-grn-frozen\t{here}/my encoder\tgrn" in plan.stdout
 
 
 def test_mistakes_are_one_line():

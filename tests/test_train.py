@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import ngrams
 import pretrain
 import train
-from data import DataArguments, load_notes
+from data import DataArguments, DataError, load_notes
 from metrics import NoteClassificationMetric
 from trainer import Run, last_complete_checkpoint
 
@@ -66,7 +66,7 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
     tested = []
     for fold in range(2):
         result = read(output / f"fold-{fold}")
-        assert result["schema_version"] == 6 and result["status"] == "finished"
+        assert result["schema_version"] == 7 and result["status"] == "finished"
         assert result["run"] == {
             "run_id": "transformer", "model": "transformer", "head": None, "tuning": None, "dataset": "notes.csv",
             "seed": 0, "order_seed": 0, "split_seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1,
@@ -366,6 +366,7 @@ def test_encoder_too_short_for_max_length_is_guarded(notes_file, tmp_path, encod
     (["--num_train_epochs", "0"], "--num_train_epochs 0: give more than 0"),
     (["--fold", "2"], "['--fold', '2']"),
     (["--model", "tfidf_nb"], "Did you mean tfidf-nb?"),
+    (["--model", "drbert"], "or try `bash run_all.sh --demo`.\n"),
     (["--push_to_hub", "--model", "tfidf-nb"], "the vocabulary of tfidf-nb spells out words"),
     (["--push_to_hub", "--keep_model", "False"], "there would be no model to push"),
 ])
@@ -380,7 +381,7 @@ def test_a_users_mistake_is_one_clear_line(notes_file, tmp_path, capsys, change,
     assert message in error and "Traceback" not in error and "  File " not in error
 
 
-def test_failure_is_left_on_disk_until_the_run_succeeds(notes_file, tmp_path):
+def test_failure_is_left_on_disk_until_the_run_succeeds(notes_file, tmp_path, monkeypatch):
     output = tmp_path / "run"
     assert train.main(arguments(notes_file, output, "--text_column", "note")) == 1
     failure = json.loads((output / "failed.json").read_text())
@@ -390,6 +391,13 @@ def test_failure_is_left_on_disk_until_the_run_succeeds(notes_file, tmp_path):
     assert not (output / "failed.json").exists()
     assert train.main(arguments(notes_file, output, "--text_column", "note")) == 1
     assert not (output / "failed.json").exists()  # the results that are there have not failed
+
+    def too_little_text(run, split, seed, folder, settings, is_last):
+        raise DataError("19 different documents to pretrain on")
+
+    monkeypatch.setattr("train.run_fold", too_little_text)  # what may be so in one fold only
+    assert train.main(arguments(notes_file, output, "--folds", "1", "--seeds", "0", "1")) == 1
+    assert "19 different documents" in json.loads((output / "failed.json").read_text())["error"]
 
 
 SECRET = "Zébulonique"
