@@ -1,8 +1,7 @@
 """Writes the report: what evaluate.py has aggregated becomes a page, Markdown, CSV, JSON and figures. Reads no result.
 
 `cells` is one row a (dataset, model, head, tuning, train size), `results` one row a fold; evaluate.py says what the
-columns are.
-Page and Markdown are two templates (templates/) over the same content.
+columns are. Page and Markdown are two templates (templates/) over the same content.
 """
 
 import base64

@@ -77,8 +77,8 @@ for value in ${sizes//,/ }; do
   [[ ${value} =~ ^(full|[1-9][0-9]*)$ ]] || die "--train-sizes ${value}: give numbers of notes, or full"
 done
 # These paths are as seen from where the command was given; --unlabeled was treated above.
+if [[ -e ${invoked_from}/${dataset} ]]; then dataset=${invoked_from}/${dataset}; fi
 if [[ ${invoked_from} != "${PWD}" ]]; then
-  if [[ -e ${invoked_from}/${dataset} ]]; then dataset=${invoked_from}/${dataset}; fi
   if [[ ${output} != /* ]]; then output=${invoked_from}/${output}; fi
   if [[ ${report} != /* ]]; then report=${invoked_from}/${report}; fi
   IFS=, read -ra names <<< "${models}"

@@ -441,11 +441,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         logger.info("%d notes ready in %.4f hours", len(run.features.is_long), run.features.hours)
         return
 
+    # the model of a seed that finished earlier stays; of a run that was cut off before any result, it is replaced
+    was_kept = (output / "model").is_dir() and any(output.rglob(RESULT_FILE))
     fold_results = []
     for seed in model_args.seeds:
-        settings = resolve_settings(run, seed)
+        settings, of_seed = resolve_settings(run, seed), folder_of_seed(output, seed, model_args.seeds)
         for number, split in enumerate(splits):
-            folder = folder_of_seed(output, seed, model_args.seeds) / f"fold-{number}"
+            folder = of_seed / f"fold-{number}"
             what = f"{model_args.run_id}: seed {seed}, fold {number + 1} of {len(splits)}"
             finished = read_finished(folder)
             if finished is not None:
@@ -469,10 +471,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 "num_folds": len(splits),
                 "num_seeds": len(model_args.seeds),
             }
-            is_first = len(splits) == 1 and seed == model_args.seeds[0]
-            # the model of a seed that finished earlier stays; of a run that was cut off, it is replaced
-            was_kept = (output / "model").is_dir() and any(output.rglob(RESULT_FILE))
-            if model_args.keep_model and is_first and not was_kept:
+            if model_args.keep_model and not was_kept and len(splits) == 1 and seed == model_args.seeds[0]:
                 trained_on = f"The {len(split.train)} notes of the training part."
                 save_model(run, trained, [result], trained_on)
             if is_main:

@@ -120,8 +120,10 @@ def test_same_seed_same_probabilities(notes_file, tmp_path, seed):
     assert not np.allclose(first, probabilities(seed + 2, "c"))
 
 
-def test_the_epoch_that_is_kept_is_the_last_where_none_is_selected(notes_file, tmp_path):
-    options = "--load_best_model_at_end False --early_stopping_patience 0 --num_train_epochs 3".split()
+@pytest.mark.parametrize("more", [["--early_stopping_patience", "0"], ["--eval_strategy", "no"]])
+def test_the_epoch_that_is_kept_is_the_last_where_none_is_selected(notes_file, tmp_path, more):
+    """Without a look at validation nothing can stop early either."""
+    options = [*"--load_best_model_at_end False --num_train_epochs 3".split(), *more]
     run, split = run_for(notes_file, tmp_path, *options, "--learning_rate", "1e-9")  # the first is as good as any
     assert train_network(run, split, 0, tmp_path / "fold").cost["best_epoch"] == 3
 
