@@ -168,7 +168,7 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         activation="sigmoid()" if facts["task"] == "multi-label" else "softmax(-1)",
         max_length=facts["max_length"],
         longer=LONGER * (facts["long_notes"] == "windows"),
-        vocabulary=SCRATCH_VOCABULARY * is_scratch + NGRAMS * (model["ngram_weight"] is not None),
+        vocabulary=SCRATCH_VOCABULARY * is_scratch + NGRAMS * (model["logit_weights"] is not None),
     )
     ModelCard(card).save(folder / "README.md")
 

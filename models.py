@@ -84,8 +84,8 @@ class ModelArguments:
     ngram_branch: bool = field(
         default=False,
         metadata={
-            "help": "Small Transformers: average with logistic regression on hashed n-grams, within one model. On for "
-            "those pretrained in-house unless --ngram_branch False."
+            "help": "Small Transformers: add the logits of logistic regressions on hashed n-grams, in one model. On "
+            "for those pretrained in-house unless --ngram_branch False."
         },
     )
     word_dropout: float = field(
@@ -213,7 +213,6 @@ def build_model(
         dropout=model_args.dropout,
         word_dropout=model_args.word_dropout,
         ngram_buckets=NGRAM_BUCKETS * model_args.ngram_branch,
-        ngram_weight=0.0,  # until it is fitted (trainer.py)
         window_overlap=data_args.stride,
         **labels,
     )

@@ -1,35 +1,49 @@
-"""Fit the n-gram branch of a small Transformer (scratch_model.py): weighed logistic regression, no gradient step."""
+"""Fit the n-gram branch of a small Transformer (scratch_model.py): logistic regressions, stacked on the encoder.
+
+Each vector of the branch (words, characters, words at the ends) has a regression for each power of the naive Bayes
+weights. All are linear in the same features, so their weighted sum is one matrix: the model keeps that alone.
+"""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import sparse
+from scipy.optimize import minimize
+from scipy.special import expit, log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from calibration import apply_temperature, fit_temperature, log_loss
-from naive_bayes import fit_weighted, weigh
+from naive_bayes import POWERS, fit_weighted, weigh
 from scratch_model import NgramBranch
 
 C = 10.0  # inverse strength of the penalty (ours)
 NEVER = -10.0  # the logit of a class that no training note has
-SHARES = [tenths / 10 for tenths in range(11)]
 MIN_NOTES = 2  # a bucket of fewer training notes says nothing
+ENCODER = "encoder"  # among the weights of the logits
+# name -> number of the vector, power of its naive Bayes weights
+FITS = {
+    f"{vector}-nb{power}": (number, power)
+    for (number, vector), power in product(enumerate(NgramBranch.VECTORS), POWERS)
+}
 
 
-@dataclass(frozen=True)
-class NgramSettings:
-    """What validation chooses: the branch's share of the probabilities, and how it is fitted."""
+class Fit(NamedTuple):
+    """Logistic regression on one vector of the branch."""
 
-    weight: float
-    power: int  # of its naive Bayes weights
-    ends: bool  # whether the first and last words of a note count apart
+    columns: np.ndarray  # (used,) of the features that training notes have
+    weight: np.ndarray  # (classes, used)
+    bias: np.ndarray  # (classes,)
+
+    def logits(self, features: sparse.csr_array) -> np.ndarray:
+        """Logits (notes, classes) of features (notes, 3 buckets), by this regression alone."""
+        return features[:, self.columns] @ self.weight.T + self.bias
 
 
 def count_ngrams(
@@ -79,68 +93,80 @@ def weigh_counts(branch: NgramBranch, counts: sparse.csr_array) -> sparse.csr_ar
     return features
 
 
-def ngram_logits(branch: NgramBranch, features: sparse.csr_array) -> np.ndarray:
-    """Logits (notes, classes) of the branch by itself, of features that are counted already."""
-    weight, bias = (each.detach().float().cpu().numpy() for each in (branch.weight, branch.bias))
-    return features @ weight.T + bias
-
-
-def fit_ngrams(branch: NgramBranch, features: sparse.csr_array, labels: np.ndarray, power: int, ends: bool):
-    """Set the branch's weights and biases, in place.
+def fit_ngrams(
+    branch: NgramBranch, features: sparse.csr_array, labels: np.ndarray, names: Iterable[str] = FITS
+) -> dict[str, Fit]:
+    """The regressions with these names.
 
     Args:
         features: (notes, 3 buckets) of the training notes, as `count_ngrams` returns them.
         labels: (notes,) class indices, or (notes, classes) with 0 and 1.
-        power, ends: see `NgramSettings`.
     """
+    return {name: fit_vector(branch, features, labels, *FITS[name]) for name in names}
+
+
+def fit_vector(branch: NgramBranch, features: sparse.csr_array, labels: np.ndarray, vector: int, power: int) -> Fit:
     regression = LogisticRegression(C=C, class_weight="balanced", max_iter=200)
     if labels.ndim == 2:
         regression = OneVsRestClassifier(LogisticRegression(C=C, class_weight="balanced", solver="liblinear"))
-    used = np.unique(features.indices)  # of the other buckets no coefficient is looked for: it would be 0
-    if not ends:
-        used = used[used < (branch.VECTORS - 1) * branch.buckets]
-    if not len(used):  # no n-gram is in two notes: the regression still learns how many notes each class has
-        used = np.array([0])
-    features = features[:, used]
+    columns = np.unique(features.indices)  # of the other buckets no coefficient is looked for: it would be 0
+    columns = columns[columns // branch.buckets == vector]
+    if not len(columns):  # no n-gram is in two notes: the regression still learns how many notes each class has
+        columns = np.array([vector * branch.buckets])
+    features = features[:, columns]
     fit_weighted(features, labels, weigh(features, labels, power), regression)
     classes = len(branch.bias)
-    weight, bias = np.zeros((classes, branch.idf.numel())), np.full(classes, NEVER)
+    weight, bias = np.zeros((classes, len(columns)), np.float32), np.full(classes, NEVER)
     if labels.ndim == 2:
         for number, each in enumerate(regression.estimators_):
             if hasattr(each, "coef_"):
-                weight[number, used], bias[number] = each.coef_[0], each.intercept_[0]
+                weight[number], bias[number] = each.coef_[0], each.intercept_[0]
             elif labels[:, number].any():  # every note has this label
                 bias[number] = -NEVER
     elif len(regression.coef_) == 1:  # two classes: half of it for the one and half against the other
         for number, sign in zip(regression.classes_, (-0.5, 0.5), strict=True):
-            weight[number, used], bias[number] = sign * regression.coef_[0], sign * regression.intercept_[0]
+            weight[number], bias[number] = sign * regression.coef_[0], sign * regression.intercept_[0]
     else:
-        weight[np.ix_(regression.classes_, used)], bias[regression.classes_] = regression.coef_, regression.intercept_
+        weight[regression.classes_], bias[regression.classes_] = regression.coef_, regression.intercept_
+    return Fit(columns, weight, bias)
+
+
+def set_ngrams(branch: NgramBranch, fits: dict[str, Fit], weights: dict[str, float]):
+    """Put the weighted sum of the regressions into the branch, in place."""
+    weight, bias = np.zeros(branch.weight.shape), np.zeros(len(branch.bias))
+    for name, fit in fits.items():
+        weight[:, fit.columns] += weights[name] * fit.weight
+        bias += weights[name] * fit.bias
     branch.weight.data.copy_(torch.from_numpy(weight))
     branch.bias.data.copy_(torch.from_numpy(bias))
 
 
-def choose_ngrams(
-    encoder: np.ndarray, ngrams: dict[tuple[int, bool], np.ndarray], labels: np.ndarray, task: str
-) -> NgramSettings:
-    """The branch's share of the probabilities and the way it is fitted, chosen on validation notes.
+def choose_weights(logits: dict[str, np.ndarray], labels: np.ndarray, task: str) -> dict[str, float]:
+    """What the logits of each member count in their sum, 0 and up, chosen on validation notes.
 
-    Of the shares 0, 0.1 ... 1 with each fit the one with the least log loss at its best temperature, and the share
-    nearest to a half where nothing tells them apart (ours). Not by F1: the encoder's epoch was, on the same notes. Not
-    as the probabilities are: n-grams that are less sure than right would count too little.
+    Stacking (Wolpert 1992) with weights that cannot be negative (Breiman 1996), by log loss; their size also settles
+    how sure the sum is. A penalty, as of one more label, draws them towards the plain mean (ours).
 
     Args:
-        encoder: probabilities (notes, classes) of the encoder by itself.
-        ngrams: by power and ends, those of the branch by itself.
+        logits: by the member's name, (notes, classes).
         labels: (notes,) class indices, or (notes, classes) with 0 and 1 for a multi-label task.
     """
+    members = np.stack([*logits.values()]).astype(np.float64)
+    truth = labels if task == "multi-label" else np.eye(members.shape[2])[labels]
+    mean = 1 / len(members)
 
-    def rank(settings: NgramSettings) -> tuple[float, float]:
-        mixed = (1 - settings.weight) * encoder + settings.weight * ngrams[settings.power, settings.ends]
-        scaled = apply_temperature(mixed, fit_temperature(mixed, labels, task), task)
-        return round(log_loss(scaled, labels, task), 6), abs(settings.weight - 0.5)
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        """Sum over the labels, and its gradient."""
+        summed = np.tensordot(weights, members, axes=1)
+        if task == "multi-label":
+            misfit, probabilities = (np.logaddexp(0, summed) - truth * summed).sum(), expit(summed)
+        else:
+            misfit, probabilities = -(truth * log_softmax(summed, axis=1)).sum(), softmax(summed, axis=1)
+        gradient = np.tensordot(members, probabilities - truth, axes=2)
+        return misfit + ((weights - mean) ** 2).sum(), gradient + 2 * (weights - mean)
 
-    return min((NgramSettings(share, *fit) for share, fit in product(SHARES, ngrams)), key=rank)
+    found = minimize(loss, np.full(len(members), mean), jac=True, bounds=[(0, None)] * len(members), method="L-BFGS-B")
+    return dict(zip(logits, found.x.tolist(), strict=True))
 
 
 def spell_tokens(tokenizer: PreTrainedTokenizerBase, tokens: int, width: int) -> torch.Tensor:

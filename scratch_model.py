@@ -49,7 +49,7 @@ class ScratchConfig(PreTrainedConfig):
     word_dropout: float = 0.0  # probability that training sees the mask in the place of a token
     mask_token_id: int | None = None
     ngram_buckets: int = 0  # a power of two; 0: no n-gram branch
-    ngram_weight: float = 0.5  # of its probabilities; the rest is the encoder's
+    encoder_weight: float | None = None  # of its logits beside the branch's; None: the branch is not fitted yet
     window_overlap: int = 0  # tokens at the beginning of a note's window that are the end of the one before it
     num_experts: int = 0
     expert_capacity_factor: float = 1.25  # Switch Transformer, section 2.2
@@ -304,14 +304,14 @@ class NgramBranch(nn.Module):
     Every word, every two in a row, and every run of three to five characters, all in lower case, fall into one of
     `buckets` numbers (hashing trick, Weinberger et al. 2009), so that no list of them is kept: nothing in the model
     spells one out. Words, characters, and the words at either end of a note are a vector each, of log(1 + count) x
-    inverse document frequency and length 1. Fitted beforehand (ngrams.py) and not trained with the encoder (ours).
+    inverse document frequency and length 1. Fitted apart (ngrams.py), not trained with the encoder (ours).
 
     Parameters: 3 (classes + 1) buckets + classes.
     """
 
     WORD_ORDERS, CHARACTER_ORDERS = range(1, 3), range(3, 6)
     SPELLED = 24  # characters of a token that count
-    VECTORS = 3
+    VECTORS = ("words", "characters", "ends")
     END_WORDS = 20  # so many first and as many last words of a note are counted apart
     END_MARKS = (
         0x3C6EF372FE94F82B,
@@ -323,8 +323,9 @@ class NgramBranch(nn.Module):
         self.buckets, self.window_overlap = config.ngram_buckets, config.window_overlap
         # how each token is spelled: the numbers of its characters (ngrams.py), then zeros
         self.register_buffer("spelling", torch.zeros(config.vocab_size, self.SPELLED, dtype=torch.int32))
-        self.idf = nn.Parameter(torch.empty(self.VECTORS, self.buckets), requires_grad=False)
-        self.weight = nn.Parameter(torch.empty(config.num_labels, self.VECTORS * self.buckets), requires_grad=False)
+        vectors = len(self.VECTORS)
+        self.idf = nn.Parameter(torch.empty(vectors, self.buckets), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(config.num_labels, vectors * self.buckets), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(config.num_labels), requires_grad=False)
 
     @torch.compiler.disable  # its shapes are the notes'
@@ -538,8 +539,8 @@ class ScratchForMaskedLM(ScratchPreTrainedModel):
 class ScratchForSequenceClassification(ScratchPreTrainedModel):
     """The encoder, mean over real tokens, linear classifier.
 
-    With an n-gram branch its probabilities and the encoder's are averaged in evaluation, `ngram_weight` being the
-    branch's share; training sees the encoder's alone. Of a note in several windows training sees one, drawn anew each
+    With an n-gram branch its logits are added to the encoder's times `encoder_weight` in evaluation; training sees the
+    encoder's alone. Of a note in several windows training sees one, drawn anew each
     time, so that a long note costs no more than a short one (ours).
     """
 
@@ -592,8 +593,9 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
         pooled, auxiliary_losses = zip(*(self.pool(*part) for part in parts), strict=True)
         logits = self.classifier(self.dropout(torch.cat(pooled))).float()
         logits = self.mean_of_windows(logits, window_note)  # (notes, num_labels)
-        if self.config.ngram_buckets and self.config.ngram_weight and not self.training:
-            logits = self.average(logits, self.ngrams(input_ids, attention_mask, window_note))
+        if self.config.ngram_buckets and self.config.encoder_weight is not None and not self.training:
+            ngrams = self.ngrams(input_ids, attention_mask, window_note)
+            logits = torch.add(ngrams, logits, alpha=self.config.encoder_weight)
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
@@ -618,13 +620,6 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
         notes = int(window_note.max()) + 1
         total = logits.new_zeros(notes, logits.shape[1]).index_add_(0, window_note, logits)
         return total / torch.bincount(window_note, minlength=notes).unsqueeze(1)
-
-    def average(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        """Logits of the mean of the two probabilities, `ngram_weight` of it the second; each (notes, num_labels)."""
-        weight = self.config.ngram_weight
-        if self.config.problem_type == "multi_label_classification":
-            return torch.logit(torch.lerp(first.sigmoid(), second.sigmoid(), weight), eps=1e-7)
-        return torch.lerp(first.softmax(dim=-1), second.softmax(dim=-1), weight).clamp(min=1e-12).log()
 
 
 # Within this repository the Auto classes know the model; elsewhere they get it from the copy of this file that

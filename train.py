@@ -40,7 +40,6 @@ from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
-from ngrams import NgramSettings
 from pretrain import ArgumentError
 from results import (
     FAILURE_FILE,
@@ -354,21 +353,16 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
             for result in fold_results
         )
         epochs = share * epochs_to_train(run.model_args, training_args, len(train))
-        ngrams = None
+        logit_weights = None
         if run.model_args.ngram_branch:
-            models = [result["model"] for result in fold_results]
-            # a fold whose n-grams count nothing has nothing to say on how they are fitted
-            models_with_ngrams = [model for model in models if model["ngram_weight"]] or models
-            ngrams = NgramSettings(
-                statistics.median(model["ngram_weight"] for model in models),
-                *statistics.mode((model["naive_bayes_power"], model["ngram_ends"]) for model in models_with_ngrams),
-            )
+            chosen = [result["model"]["logit_weights"] for result in fold_results]
+            logit_weights = {name: statistics.mean(weights[name] for weights in chosen) for name in chosen[0]}
         folder = run.output / "model-checkpoints"
         settings = resolve_settings(run, seed)
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
                 discard_foreign_checkpoints(folder, settings | {"epochs": epochs})
-        trained = train_network(run, split, seed, folder, epochs, ngrams)
+        trained = train_network(run, split, seed, folder, epochs, logit_weights)
     trained_on = f"All {len(notes)} notes." if len(splits) > 1 else f"The {len(train)} notes of the training part."
     save_model(run, trained, fold_results, trained_on)
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
-from itertools import product
 from pathlib import Path
 
 import datasets
@@ -45,8 +44,7 @@ from features import FeatureCollator, FrozenFeatures, load_or_compute
 from memory import plan_memory
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
 from models import PRETRAINED_HERE, ModelArguments, build_model, put_encoder_back, suit_cpu
-from naive_bayes import POWERS
-from ngrams import NgramSettings, choose_ngrams, count_ngrams, fit_ngrams, ngram_features, ngram_logits
+from ngrams import ENCODER, FITS, choose_weights, count_ngrams, fit_ngrams, ngram_features, set_ngrams
 from predict import classify
 from pretrain import (
     BLOCK_LENGTH,
@@ -277,7 +275,7 @@ def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> 
 
     parameters = classifier.count_parameters()
     described = {"kind": "baseline", "backbone": None, "revision": None, "stand_in_for": None}
-    described |= {"transductive": False, "pretraining": None, "ngram_weight": None}
+    described |= {"transductive": False, "pretraining": None, "logit_weights": None}
     return Trained(
         model=described | {"trainable_parameters": parameters, "total_parameters": parameters, **asdict(settings)},
         cost={
@@ -302,13 +300,13 @@ def train_network(
     seed: int,
     folder: Path,
     epochs: float | None = None,
-    ngrams: NgramSettings | None = None,
+    logit_weights: dict[str, float] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Trained:
     """Train by the Hugging Face Trainer, resuming from the last checkpoint in `folder` if there is one.
 
-    With `epochs`, it trains for so long and selects nothing: `split.validation` is then not looked at, and an n-gram
-    branch gets the settings that are given.
+    With `epochs`, it trains for so long and selects nothing: `split.validation` is then not looked at, and an encoder
+    with an n-gram branch gets the `logit_weights` that are given.
     """
     model_args, data_args, training_args, notes = run.model_args, run.data_args, run.training_args, run.notes
     frozen = model_args.kind == "frozen"
@@ -390,26 +388,26 @@ def train_network(
         average_weights(trainer.accelerator.unwrap_model(trainer.model), members)
 
     def predict(data: datasets.Dataset) -> np.ndarray:
+        """Logits (notes, classes)."""
         ordered, order = by_length(data)
-        return probabilities_from_logits(trainer.predict(ordered).predictions, notes.task)[np.argsort(order)]
+        return trainer.predict(ordered).predictions[np.argsort(order)]
 
     started = time.perf_counter()
     if model_args.ngram_branch:
-        small = trainer.accelerator.unwrap_model(trainer.model)
+        small, labels = trainer.accelerator.unwrap_model(trainer.model), notes.labels[split.train]
         features = count_ngrams(small.ngrams, tokenizer, encoded["train"][0]["input_ids"])
-        fitted = None  # how the branch is fitted at the moment
-        if ngrams is None:
-            validation, alone = encoded["validation"][0], {}
-            encoder = predict(validation)  # the branch counts nothing yet
-            validation = ngram_features(small.ngrams, validation["input_ids"])
-            for fitted in product(POWERS, (False, True)):
-                fit_ngrams(small.ngrams, features, notes.labels[split.train], *fitted)
-                alone[fitted] = probabilities_from_logits(ngram_logits(small.ngrams, validation), notes.task)
-            ngrams = choose_ngrams(encoder, alone, notes.labels[split.validation], notes.task)
-            logger.info("  n-grams count %.0f %%", 100 * ngrams.weight)
-        if fitted != (ngrams.power, ngrams.ends):
-            fit_ngrams(small.ngrams, features, notes.labels[split.train], ngrams.power, ngrams.ends)
-        small.config.ngram_weight = ngrams.weight
+        if logit_weights is None:
+            fits, validation = fit_ngrams(small.ngrams, features, labels), encoded["validation"][0]
+            logits = {ENCODER: predict(validation)}  # the branch counts nothing yet
+            features = ngram_features(small.ngrams, validation["input_ids"])
+            logits |= {name: fit.logits(features) for name, fit in fits.items()}
+            logit_weights = choose_weights(logits, notes.labels[split.validation], notes.task)
+            counting = [f"{name} {weight:.2f}" for name, weight in logit_weights.items() if weight >= 0.005]
+            logger.info("  weights of the logits: %s", ", ".join(counting))
+        else:
+            fits = fit_ngrams(small.ngrams, features, labels, [name for name in FITS if logit_weights[name]])
+        set_ngrams(small.ngrams, fits, logit_weights)
+        small.config.encoder_weight = logit_weights[ENCODER]
     fitting_seconds = time.perf_counter() - started
 
     @cache
@@ -437,9 +435,7 @@ def train_network(
         model=described
         | {
             "pretraining": pretraining and describe_pretraining(pretrained, pretraining),
-            "ngram_weight": ngrams and ngrams.weight,
-            "naive_bayes_power": ngrams and ngrams.power,
-            "ngram_ends": ngrams and ngrams.ends,
+            "logit_weights": logit_weights,
         },
         cost={
             "training_hours": (fitting_seconds + sum(member.seconds for member in members)) / 3600,
@@ -449,7 +445,7 @@ def train_network(
             "best_epoch": round(statistics.median(member.best_epoch for member in members), 2),
             **power.as_cost(),
         },
-        predict=lambda rows: predict(encode(rows)[0]),
+        predict=lambda rows: probabilities_from_logits(predict(encode(rows)[0]), notes.task),
         save=save,
         too_long=too_long,
         deploy=lambda text: classify(whole(), tokenizer, [text], data_args, batch_size=1)[0],

@@ -44,7 +44,7 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
         },
         "model": {"kind": "pretrained", "backbone": "Dr-BERT/DrBERT-7GB", "revision": "0f1e", "stand_in_for": None}
         | {"trainable_parameters": 1_771_778, "total_parameters": 112_000_000, "thresholds": None, "temperature": 2.0}
-        | {"transductive": False, "pretraining": None, "ngram_weight": None},
+        | {"transductive": False, "pretraining": None, "logit_weights": None},
         "metrics": scores,
         "validation": scores,
         "operating_points": [

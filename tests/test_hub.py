@@ -365,7 +365,8 @@ def test_card_of_a_multi_label_model_from_scratch(write_card):
 
 
 def test_card_of_a_model_with_ngrams_says_what_they_hold(write_card):
-    card = write_card([make_result(model__kind="in-house", model__revision=None, model__ngram_weight=0.9)])
+    result = make_result(model__kind="in-house", model__revision=None, model__logit_weights={"encoder": 0.9})
+    card = write_card([result])
     assert "weights of hashed words and pairs of words that two notes share" in card.text
 
 

@@ -1,7 +1,5 @@
 """The n-gram branch: counts by hand, the same as scikit-learn would say, nothing of padding, round trips."""
 
-from itertools import product
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import normalize
 from transformers import AutoModelForSequenceClassification
 
-from naive_bayes import POWERS, weigh
-from ngrams import C, choose_ngrams, count_ngrams, fit_ngrams, ngram_features, ngram_logits, spell_tokens
+from calibration import log_loss
+from metrics import probabilities_from_logits
+from naive_bayes import weigh
+from ngrams import FITS, C, choose_weights, count_ngrams, fit_ngrams, ngram_features, set_ngrams, spell_tokens
 from scratch_model import NgramBranch, ScratchConfig, ScratchForSequenceClassification
 from tokenization import train_tokenizer
 
@@ -52,8 +52,11 @@ def count_words(text, cuts=()):
     return made.count(ids, torch.ones_like(ids))[0, 0]
 
 
-def fit(made, notes, labels, power=1, ends=False):
-    fit_ngrams(made, count_ngrams(made, TOKENIZER, notes), labels, power, ends)
+WEIGHTS = {"words-nb1": 0.75, "characters-nb2": 0.5, "ends-nb0": 0.25}
+
+
+def fit(made, notes, labels, weights=WEIGHTS):
+    set_ngrams(made, fit_ngrams(made, count_ngrams(made, TOKENIZER, notes), labels, weights), weights)
 
 
 def test_each_word_and_each_two_in_a_row_are_counted_once():
@@ -163,32 +166,38 @@ def test_counting_may_stand_in_a_compiled_model():
         torch.testing.assert_close(compiled(ids).logits, model(ids).logits)
 
 
-@pytest.mark.parametrize(("classes", "power", "ends"), [(2, 1, False), (3, 2, False), (2, 0, True), (3, 1, True)])
-def test_as_scikit_learn_on_the_same_counts(classes, power, ends):
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", FITS)
+def test_as_scikit_learn_on_the_same_counts(classes, name):
     notes, labels = invent(classes=classes)
     fitted = branch(classes)
-    fit(fitted, notes, labels, power, ends)
+    fit(fitted, notes, labels, {name: 1.0})
+    vector, power = FITS[name]
     ids = torch.tensor([windows[0] for windows in notes])
     mask = torch.ones_like(ids)
-    counts = fitted.count(ids, mask).numpy()
-    assert counts[:, 1].sum() > 0
+    counts = fitted.count(ids, mask).numpy()[:, vector]
+    assert counts.sum() > 0
     frequency = (counts > 0).sum(0)
     idf = np.where(frequency >= 2, np.log(41 / (1 + frequency)) + 1, 0)
-    vectors = (np.log1p(counts) * idf).transpose(1, 0, 2)
-    features = np.hstack([*map(normalize, vectors if ends else vectors[:2])])
+    features = normalize(np.log1p(counts) * idf)
     features = features * weigh(csr_array(features), labels, power)
     expected = LogisticRegression(C=C, class_weight="balanced", max_iter=200).fit(features, labels)
     probabilities = fitted(ids, mask).softmax(1).detach().numpy()
     np.testing.assert_allclose(probabilities, expected.predict_proba(features), atol=1e-3)
-    assert (probabilities.argmax(1) == labels).all()
+    assert (probabilities.argmax(1) == labels).mean() > 0.9
 
 
-def test_logits_of_counted_features_are_those_of_the_branch():
+def test_the_branch_is_the_weighted_sum_of_its_regressions():
     notes, labels = invent(classes=3)
     notes = [[windows[0], [5, *windows[0][:4]]] for windows in notes]
     fitted = branch(3)
-    fit(fitted, notes[:30], labels[:30], ends=True)
-    for windows, logits in zip(notes, ngram_logits(fitted, ngram_features(fitted, notes)), strict=True):
+    fits = fit_ngrams(fitted, count_ngrams(fitted, TOKENIZER, notes[:30]), labels[:30])
+    assert list(fits) == list(FITS)
+    weights = {name: number / 10 for number, name in enumerate(fits)}
+    set_ngrams(fitted, fits, weights)
+    features = ngram_features(fitted, notes)
+    expected = sum(weights[name] * each.logits(features) for name, each in fits.items())
+    for windows, logits in zip(notes, expected, strict=True):
         ids = torch.tensor([windows[0], windows[1] + [0] * 7])
         mask = (torch.arange(12) < torch.tensor([[12], [5]])).long()
         np.testing.assert_allclose(fitted(ids, mask, torch.zeros(2, dtype=torch.long))[0], logits, atol=1e-4)
@@ -215,20 +224,22 @@ def test_labels_that_no_or_every_note_has():
     assert unused.bfloat16()(ids, torch.ones_like(ids)).isfinite().all()
 
 
-def test_evaluation_averages_probabilities_and_training_does_not(tmp_path):
+def test_evaluation_adds_the_logits_and_training_does_not(tmp_path):
     torch.manual_seed(0)
     model = ScratchForSequenceClassification(ScratchConfig(**SMALL, num_labels=2, dropout=0.0))
     notes, labels = invent()
     fit(model.ngrams, notes, labels)
     ids = torch.tensor([windows[0] for windows in notes])
     alone = model.train()(ids).logits
-    averaged = model.eval()(ids).logits
-    expected = (alone.softmax(1) + model.ngrams(ids, torch.ones_like(ids)).softmax(1)) / 2
-    torch.testing.assert_close(averaged.softmax(1), expected)
+    torch.testing.assert_close(model.eval()(ids).logits, alone)  # until somebody says what the encoder counts
+    model.config.encoder_weight = 0.3
+    torch.testing.assert_close(model.train()(ids).logits, alone)
+    both = model.eval()(ids).logits
+    torch.testing.assert_close(both, 0.3 * alone + model.ngrams(ids, torch.ones_like(ids)))
     assert not any(parameter.requires_grad for parameter in model.ngrams.parameters())
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(loaded(ids).logits, averaged)
+    torch.testing.assert_close(loaded(ids).logits, both)
 
 
 def test_several_windows_of_a_note_are_one_note():
@@ -244,60 +255,69 @@ def test_several_windows_of_a_note_are_one_note():
 def test_notes_that_share_no_ngram():
     fitted = branch(spelled=[(7 + number, chr(ord("a") + number)) for number in range(4)])
     labels = np.array([0, 0, 0, 1])
-    fit_ngrams(fitted, csr_array((4, 3 * 2**12)), labels, power=1, ends=True)
+    set_ngrams(fitted, fit_ngrams(fitted, csr_array((4, 3 * 2**12)), labels, WEIGHTS), WEIGHTS)
     logits = fitted(torch.tensor([[7], [8]]), torch.ones(2, 1, dtype=torch.long))
     assert logits.isfinite().all() and torch.equal(logits[0], logits[1])
 
 
-def test_the_share_of_the_branch_is_chosen_on_validation():
+def make_logits(labels, wrong=0, size=2.0, classes=2):
+    """(notes, classes): `size` for the right class but of the first `wrong` notes."""
+    logits = size * np.eye(classes)[labels]
+    logits[:wrong] = logits[:wrong, ::-1]
+    return logits
+
+
+def test_the_better_member_counts_and_chance_does_not():
     labels = np.arange(200) % 2
-    good = np.eye(2)[labels] * 0.8 + 0.1
-    good[:20] = good[:20, ::-1]  # wrong of 20 notes
-    bad = np.full((200, 2), 0.5)
-    bad[:, 0] += np.linspace(-0.1, 0.1, 200)
-    bad[:, 1] = 1 - bad[:, 0]
-    unsure = 0.5 + (good - 0.5) * 0.1  # it says the same as the good one
-
-    def choose_weight(encoder, ngrams, labels, task):
-        return choose_ngrams(encoder, {(1, False): ngrams}, labels, task).weight
-
-    assert choose_weight(good, bad, labels, "binary") == 0.0
-    assert choose_weight(bad, good, labels, "binary") == 1.0
-    assert choose_weight(good, good, labels, "binary") == 0.5  # nothing to choose: they count the same
-    assert choose_weight(bad, unsure, labels, "binary") == 1.0  # how sure it is counts nothing
-    apart = [np.eye(2)[labels] * 0.9 + 0.05 for _ in range(2)]
-    apart[0][:60], apart[1][60:90] = apart[0][:60, ::-1], apart[1][60:90, ::-1]  # wrong of 60 notes, and of 30 others
-    assert 0.5 < choose_weight(*apart, labels, "binary") < 1.0  # the better one counts more, but not alone
+    chance = np.random.default_rng(0).normal(size=(200, 2))
+    for good, bad in (("encoder", "words-nb1"), ("words-nb1", "encoder")):
+        weights = choose_weights({good: make_logits(labels, 20), bad: chance}, labels, "binary")
+        assert weights[good] > 0.9 and weights[bad] < 0.1
+    backwards = choose_weights({"a": make_logits(labels, 20), "b": -make_logits(labels, 20)}, labels, "binary")
+    assert backwards["a"] > 0.9 and backwards["b"] == 0.0  # never below nothing
 
 
-def test_the_share_of_the_branch_for_multi_label_notes():
-    labels = np.eye(3, dtype=int)[np.arange(60) % 3]
-    good, chance = labels * 0.8 + 0.1, np.random.default_rng(0).random((60, 3))
-    good[:6] = 1 - good[:6]
-    assert choose_ngrams(good, {(1, False): chance}, labels, "multi-label").weight < 0.3
-    assert choose_ngrams(chance, {(1, False): good}, labels, "multi-label").weight > 0.7
+def test_how_sure_a_member_is_does_not_matter():
+    labels = np.arange(4000) % 2
+    for size in (0.5, 2.0, 20.0):
+        weight = choose_weights({"a": make_logits(labels, 400, size)}, labels, "binary")["a"]
+        assert weight * size == pytest.approx(np.log(9), rel=0.05)  # right of nine in ten
 
 
-def test_how_the_branch_is_fitted_is_chosen_on_validation_too():
-    labels = np.arange(60) % 2
-    good = np.eye(2)[labels] * 0.8 + 0.1
-    good[:6] = good[:6, ::-1]
-    chance = np.random.default_rng(0).dirichlet((1, 1), 60)
-    fits = [*product(POWERS, (False, True))]
-    for best in fits:
-        chosen = choose_ngrams(chance, {fit: good if fit == best else chance for fit in fits}, labels, "binary")
-        assert (chosen.power, chosen.ends) == best and chosen.weight > 0.7
-    assert choose_ngrams(good, dict.fromkeys(fits, chance), labels, "binary").weight < 0.3
+def test_members_that_say_the_same_count_the_same():
+    labels = np.arange(200) % 2
+    weights = choose_weights({name: make_logits(labels, 20) for name in "abc"}, labels, "binary")
+    assert np.ptp([*weights.values()]) < 1e-3
 
 
-def test_the_weight_of_the_branch():
-    model = ScratchForSequenceClassification(ScratchConfig(**SMALL, num_labels=2, dropout=0.0)).eval()
-    notes, labels = invent()
-    fit(model.ngrams, notes, labels)
-    ids = torch.tensor([windows[0] for windows in notes])
-    logits = {}
-    for share in (0.0, 0.25, 1.0):
-        model.config.ngram_weight = share
-        logits[share] = model(ids).logits.softmax(1)
-    torch.testing.assert_close(logits[0.25], 0.75 * logits[0.0] + 0.25 * logits[1.0])
-    torch.testing.assert_close(logits[1.0], model.ngrams(ids, torch.ones_like(ids)).softmax(1))
+def test_members_that_err_apart_both_count():
+    labels = np.arange(200) % 2
+    apart = make_logits(labels)
+    apart[60:90] = apart[60:90, ::-1]
+    weights = choose_weights({"worse": make_logits(labels, 60), "better": apart}, labels, "binary")
+    assert weights["better"] > weights["worse"] > 0.1
+
+
+def test_few_notes_leave_the_weights_near_the_mean():
+    labels = np.array([0, 1])
+    members = {"a": make_logits(labels, size=10.0), "b": make_logits(labels, size=8.0)}
+    weights = choose_weights(members, labels, "binary")
+    assert all(0.3 < weight < 1.0 for weight in weights.values())  # separable: without the penalty there is no end
+
+
+@pytest.mark.parametrize("task", ["multi-class", "multi-label"])
+def test_the_chosen_weights_have_the_least_log_loss(task):
+    draw = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    truth = np.eye(3, dtype=int)[labels]
+    members = {name: draw.normal(size=(300, 3)) * noise + 2 * truth for name, noise in (("a", 2.0), ("b", 3.0))}
+    if task == "multi-label":
+        labels, members = truth, {name: logits - 1 for name, logits in members.items()}
+    weights = choose_weights(members, labels, task)
+
+    def loss(weights):
+        summed = sum(weights[name] * logits for name, logits in members.items())
+        return log_loss(probabilities_from_logits(summed, task), labels, task)
+
+    for name, step in ((name, step) for name in members for step in (-0.1, 0.1)):
+        assert loss(weights) < loss(weights | {name: weights[name] + step})

@@ -66,7 +66,7 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
     tested = []
     for fold in range(2):
         result = read(output / f"fold-{fold}")
-        assert result["schema_version"] == 7 and result["status"] == "finished"
+        assert result["schema_version"] == 8 and result["status"] == "finished"
         assert result["run"] == {
             "run_id": "transformer", "model": "transformer", "head": None, "tuning": None, "dataset": "notes.csv",
             "seed": 0, "order_seed": 0, "split_seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1,
@@ -147,8 +147,8 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
     texts = [*pd.read_csv(notes_file)["text"], *invent_notes(40, seed=5)["text"].str.replace("Note", "Lettre")]
     further.write_text("\n".join(texts), encoding="utf-8")
     caplog.set_level("INFO")
-    fit_ngrams, fits = ngrams.fit_ngrams, []
-    monkeypatch.setattr("trainer.fit_ngrams", lambda *given: (fits.append(given[-2:]), fit_ngrams(*given)))
+    set_ngrams, fits = ngrams.set_ngrams, []
+    monkeypatch.setattr("trainer.set_ngrams", lambda *given: (fits.append(given[-1]), set_ngrams(*given)))
     options = pretrained(notes_file, output, "--unlabeled", str(further), "--seeds", "0", "1")
     assert train.main(options) == 0
     results = {(seed, fold): read(output / f"seed-{seed}" / f"fold-{fold}") for seed in (0, 1) for fold in (0, 1)}
@@ -169,11 +169,10 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
     assert len(list((output / "pretrained").glob("pretrained-*/pretrain.json"))) == 3
     config = AutoModelForSequenceClassification.from_pretrained(output / "model").config
     assert config.hidden_size == 256
-    # its n-grams have the settings that the folds chose
-    chosen = [result["model"] for result in results.values()]
-    assert config.ngram_weight == statistics.median(each["ngram_weight"] for each in chosen)
-    counting = [each for each in chosen if each["ngram_weight"]] or chosen
-    assert fits[-1] == statistics.mode((each["naive_bayes_power"], each["ngram_ends"]) for each in counting)
+    # its logits are weighed as those of the folds are on average
+    chosen = [result["model"]["logit_weights"] for result in results.values()]
+    expected = {name: statistics.mean(weights[name] for weights in chosen) for name in chosen[0]}
+    assert fits[:-1] == chosen and fits[-1] == expected and config.encoder_weight == expected["encoder"]
     assert not any(text in caplog.text for text in texts)
 
 
