@@ -268,12 +268,12 @@ def make_logits(labels, wrong=0, size=2.0, classes=2):
 
 
 def test_the_better_member_counts_and_chance_does_not():
-    labels = np.arange(200) % 2
-    chance = np.random.default_rng(0).normal(size=(200, 2))
+    labels = np.arange(2000) % 2
+    chance = np.random.default_rng(0).normal(size=(2000, 2))
     for good, bad in (("encoder", "words-nb1"), ("words-nb1", "encoder")):
-        weights = choose_weights({good: make_logits(labels, 20), bad: chance}, labels, "binary")
+        weights = choose_weights({good: make_logits(labels, 200), bad: chance}, labels, "binary")
         assert weights[good] > 0.9 and weights[bad] < 0.1
-    backwards = choose_weights({"a": make_logits(labels, 20), "b": -make_logits(labels, 20)}, labels, "binary")
+    backwards = choose_weights({"a": make_logits(labels, 200), "b": -make_logits(labels, 200)}, labels, "binary")
     assert backwards["a"] > 0.9 and backwards["b"] == 0.0  # never below nothing
 
 
@@ -321,3 +321,16 @@ def test_the_chosen_weights_have_the_least_log_loss(task):
 
     for name, step in ((name, step) for name in members for step in (-0.1, 0.1)):
         assert loss(weights) < loss(weights | {name: weights[name] + step})
+
+
+def test_few_notes_draw_the_weights_together():
+    draw = np.random.default_rng(0)
+    apart = []
+    for count in (30, 3000):
+        labels = np.arange(count) % 2
+        members = {
+            name: make_logits(labels) + size * draw.normal(size=(count, 2)) for name, size in (("a", 1), ("b", 3))
+        }
+        weights = choose_weights(members, labels, "binary")
+        apart.append((weights["a"] - weights["b"]) / (weights["a"] + weights["b"]))
+    assert 0 < apart[0] < 0.8 * apart[1]
