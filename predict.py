@@ -35,7 +35,7 @@ from baseline import TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import DataArguments, DataError, read_unlabeled
 from metrics import decide, probabilities_from_logits
-from results import MODEL_FACTS
+from results import MODEL_FACTS, SCHEMA_VERSION
 
 logger = logging.getLogger("predict")
 
@@ -48,12 +48,18 @@ def read_facts(model: str) -> dict:
     """Task, classes, threshold and input length, as train.py stored them beside the model."""
     try:
         path = Path(model) / MODEL_FACTS if Path(model).is_dir() else hf_hub_download(model, MODEL_FACTS)
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        facts = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ModelError(
             f"{model}: no {MODEL_FACTS} there ({type(error).__name__}); give the model folder of a run of train.py, "
             "or a Hub id that it pushed to."
         ) from error
+    if facts.get("schema_version") != SCHEMA_VERSION:  # the same weights might mean something else by now
+        raise ModelError(
+            f"{model}: of schema version {facts.get('schema_version')}, and this code reads {SCHEMA_VERSION}; use the "
+            "code that it was trained with, or train it again."
+        )
+    return facts
 
 
 def predict_probabilities(model: str, facts: dict, texts: list[str], batch_size: int) -> np.ndarray:
