@@ -110,10 +110,11 @@ def fit_vector(branch: NgramBranch, features: sparse.csr_array, labels: np.ndarr
     regression = LogisticRegression(C=C, class_weight="balanced", max_iter=200)
     if labels.ndim == 2:
         regression = OneVsRestClassifier(LogisticRegression(C=C, class_weight="balanced", solver="liblinear"))
-    columns = np.unique(features.indices)  # of the other buckets no coefficient is looked for: it would be 0
-    columns = columns[columns // branch.buckets == vector]
-    if not len(columns):  # no n-gram is in two notes: the regression still learns how many notes each class has
-        columns = np.array([vector * branch.buckets])
+    # of the other buckets no coefficient is looked for: it would be 0
+    used = branch.idf[vector].nonzero().squeeze(1).cpu().numpy()
+    if not len(used):  # no n-gram is in two notes: the regression still learns how many notes each class has
+        used = np.array([0])
+    columns = vector * branch.buckets + used
     features = features[:, columns]
     fit_weighted(features, labels, weigh(features, labels, power), regression)
     classes = len(branch.bias)

@@ -540,8 +540,8 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
     """The encoder, mean over real tokens, linear classifier.
 
     With an n-gram branch its logits are added to the encoder's times `encoder_weight` in evaluation; training sees the
-    encoder's alone. Of a note in several windows training sees one, drawn anew each
-    time, so that a long note costs no more than a short one (ours).
+    encoder's alone. Of a note in several windows training sees one, drawn anew each time, so that a long note costs no
+    more than a short one (ours).
     """
 
     def __init__(self, config: ScratchConfig):
