@@ -59,6 +59,7 @@ from corpus import Corpus, Removed, of_notes, read_corpus, remove_held_out
 from data import DataArguments, DataError, read_unlabeled
 from locks import alone_with
 from machine import bfloat16_is_fast
+from muon import MuonWithAdamW, layer_matrices
 from results import describe_environment, discard_foreign_checkpoints, last_complete_checkpoint, write_json
 from scratch_model import GROUP_ROWS, SCRATCH_MODELS, ScratchConfig, ScratchForMaskedLM
 from tokenization import FAMILIES, train_tokenizer
@@ -105,6 +106,7 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediat
 # Of a small Transformer that is pretrained: wider than one that has only the labels to learn from (ours).
 SMALL_SIZES = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=1024)
 SMALL_SIZES |= dict(vocab_size=8000)
+MUON_GOES_WITH = ("adamw_torch", "adamw_torch_fused")
 PATIENCE = 3  # evaluations without a lower held-out loss before pretraining stops (ours)
 BLOCK_LENGTH = 128  # tokens in a training block of a small Transformer (ours)
 # The training arguments that go into pretrain.json, and that an interrupted run must share to be resumed.
@@ -180,6 +182,12 @@ class PretrainArguments:
     max_length: int = field(default=256, metadata={"help": "Tokens in a training block, special tokens included."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Fraction of the tokens to predict."})
     whole_word_mask: bool = field(default=False, metadata={"help": "Mask all tokens of a word together."})
+    muon: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Train the matrices of the layers with Muon, and the rest with --optim. Default: of a new encoder."
+        },
+    )
     held_out_fraction: float = field(default=0.05, metadata={"help": "Fraction of the documents kept to measure on."})
     stand_in_for: str | None = field(
         default=None,
@@ -190,6 +198,8 @@ class PretrainArguments:
     def __post_init__(self):
         if (self.architecture is None) == (self.model is None):
             raise ArgumentError("Give either --architecture for a new encoder or --model to continue an existing one.")
+        if self.muon is None:
+            self.muon = self.architecture is not None
         if not self.unlabeled and self.dataset is None:
             raise ArgumentError("Give --unlabeled, --dataset or both: text to pretrain on, notes as for train.py.")
         if self.architecture is None:
@@ -237,6 +247,11 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
         output_dir=f"models/{name}",
     )
     arguments, training_args = parser.parse_args_into_dataclasses(argv)
+    if arguments.muon and training_args.optim not in MUON_GOES_WITH:
+        raise ArgumentError(
+            f"--optim {training_args.optim}: Muon leaves embeddings and biases to {' or '.join(MUON_GOES_WITH)}; give "
+            "one of these, or --muon False."
+        )
     if training_args.push_to_hub:
         raise ArgumentError("--push_to_hub: an encoder trained on notes may remember them; pretrain.py pushes none.")
     return arguments, training_args
@@ -442,6 +457,25 @@ class MaskedLanguageModelTrainer(Trainer):
     # The models' loss is a mean over the micro-batch, whatever their signature suggests (transformers#47688).
     loss_is_scaled_for_ga = False
 
+    def __init__(self, *args, muon: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.muon = muon
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is not None or not self.muon:
+            return super().create_optimizer(model)
+        model = self.model if model is None else model
+        matrices, decayed = set(layer_matrices(model)), set(self.get_decay_parameter_names(model))
+        groups = [
+            {"params": [], "weight_decay": decay, "muon": muon}
+            for decay, muon in ((self.args.weight_decay, True), (self.args.weight_decay, False), (0.0, False))
+        ]
+        for name, parameter in model.named_parameters():
+            groups[0 if name in matrices else 1 if name in decayed else 2]["params"].append(parameter)
+        _, adamw = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = MuonWithAdamW(groups, torch.bfloat16 if self.args.bf16 else torch.float32, **adamw)
+        return self.optimizer
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Scores over the vocabulary at the masked tokens only: the others' are not in the loss, and cost the most.
 
@@ -528,6 +562,7 @@ def train_masked_lm(
         train_dataset=blocks["train"],
         eval_dataset=blocks["held_out"],
         callbacks=[TrainingClock(), PretrainingLine(), EarlyStoppingCallback(PATIENCE)],
+        muon=arguments.muon,
     )
     trainer.remove_callback(PrinterCallback)
     loss_before = trainer.evaluate()["eval_loss"]

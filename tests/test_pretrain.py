@@ -193,6 +193,25 @@ def test_scores_at_masked_tokens_alone_give_the_same_loss(camembert, tmp_path):
     assert int((labels != -100).sum()) < 60 and outputs.logits.shape == (60, model.config.vocab_size)
 
 
+def test_layers_are_trained_by_muon_where_it_is_asked_for(camembert, tmp_path):
+    model = AutoModelForMaskedLM.from_pretrained(camembert[0])
+    args = pretrain.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", weight_decay=0.1)
+    plain = pretrain.MaskedLanguageModelTrainer(model=model, args=args).create_optimizer()
+    assert type(plain) is torch.optim.AdamW
+    optimizer = pretrain.MaskedLanguageModelTrainer(model=model, args=args, muon=True).create_optimizer()
+    matrices, decayed, others = optimizer.param_groups
+    assert matrices["muon"] and [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1, 0.0]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    layer = {names[id(p)].split(".layer.0.")[1] for p in matrices["params"] if ".layer.0." in names[id(p)]}
+    assert layer == {
+        *(f"attention.{part}.weight" for part in ("self.query", "self.key", "self.value", "output.dense")),
+        *("intermediate.dense.weight", "output.dense.weight"),
+    }
+    assert any(parameter is model.get_input_embeddings().weight for parameter in decayed["params"])
+    # each parameter in one group
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
 def test_training_part_alone_is_read(tmp_path, capsys):
     """Test documents must not leak into pretraining: of these notes 19 are left."""
     parts = ["train"] * 19 + ["validation"] + ["test"] * 101
@@ -294,6 +313,7 @@ def test_copies_count_once(tmp_path):
         ("--architecture bert --dataset no-such-file.csv", "no-such-file.csv: no such file"),
         ("--architecture bert --unlabeled a.txt --mlm_probability 15", "a fraction between 0 and 1"),
         ("--architecture bert --unlabeled a.txt --push_to_hub", "--push_to_hub"),
+        ("--architecture bert --unlabeled a.txt --optim adafactor", "adamw_torch_fused; give one of these, or --muon"),
         ("--model drbert --unlabeled a.txt --vocab_size 9", "--vocab_size: an existing encoder keeps"),
         ("--model ./no-such-folder --unlabeled {text}", "no-such-folder"),
         ("--architecture bert --unlabeled {text} --vocab_size 20", "--vocab_size 20: single characters"),

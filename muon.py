@@ -1,0 +1,79 @@
+"""Muon for the matrices inside an encoder's layers, AdamW for all other parameters: what pretrain.py trains with.
+
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) steps along the momentum with all its singular values made
+about equal, so that directions which the gradient hardly shows are learned too. Embeddings, biases and norms stay with
+AdamW, as its authors advise. The size of a step is scaled so that one learning rate serves both (Liu et al. 2025,
+arXiv 2502.16982, equation 4). `torch.optim.Muon` computes in bfloat16 alone, which a CPU that is slow with it pays 30
+times over, and takes no stacked experts: hence our own.
+"""
+
+import math
+import re
+
+import torch
+from torch import nn
+
+MOMENTUM = 0.95
+# Of x <- a x + b (x x') x + c (x x')^2 x, five times: Jordan's, chosen so that small singular values grow fast.
+COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
+LAYER_MATRIX = re.compile(r"\blayers?\.\d+\..*weight$")
+
+
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """(..., rows, columns), each matrix nonzero -> the same with all singular values near 1 (about 0.7 to 1.2).
+
+    By Newton-Schulz iterations, in the precision of `matrices`.
+    """
+    a, b, c = COEFFICIENTS
+    wide = matrices if matrices.size(-2) <= matrices.size(-1) else matrices.mT
+    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = wide @ wide.mT
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    return wide if matrices.size(-2) <= matrices.size(-1) else wide.mT
+
+
+class MuonWithAdamW(torch.optim.AdamW):
+    """AdamW, but groups with `muon=True` are stepped by Muon: (rows, columns) or experts stacked along the first axis.
+
+    Args:
+        params: parameter groups.
+        dtype: of the orthogonalisation: torch.bfloat16 where that is fast, or torch.float32.
+        kwargs: of torch.optim.AdamW.
+    """
+
+    def __init__(self, params, dtype: torch.dtype = torch.float32, **kwargs):
+        super().__init__(params, **kwargs)
+        self.dtype = dtype
+        # Of fp16: the scaler is to skip the whole step when it finds an overflow, not to leave it to the fused kernel.
+        self._step_supports_amp_scaling = False
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step. The gradients of Muon's parameters are None afterwards, by which AdamW passes them over."""
+        for group in self.param_groups:
+            if group.get("muon"):
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._step_by_muon(parameter, group["lr"], group["weight_decay"])
+        return super().step(closure)
+
+    def _step_by_muon(self, parameter: nn.Parameter, lr: float, weight_decay: float):
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())  # AdamW asks for it of every state that it loads
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
+        update = orthogonalize(parameter.grad.lerp(momentum, MOMENTUM).to(self.dtype))  # as Nesterov's
+        parameter.mul_(1 - lr * weight_decay)
+        parameter.add_(update, alpha=-lr * 0.2 * math.sqrt(max(parameter.shape[-2:])))
+        parameter.grad = None
+
+
+def layer_matrices(model: nn.Module) -> list[str]:
+    """The names of the parameters that Muon trains: matrices of the numbered layers, routers of experts left out."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and LAYER_MATRIX.search(name) and "router" not in name
+    ]
