@@ -368,6 +368,12 @@ def _encode_labels(
                 "as lists, or those of all notes as strings with --label_separator."
             )
         if arguments.label_separator is not None:
+            if not column.astype(str).str.contains(arguments.label_separator, regex=False).any():
+                raise DataError(
+                    f"--label_separator {arguments.label_separator}: it is in no label of column "
+                    f"{arguments.label_column}; give what stands between two labels, or leave it out if no note has "
+                    "two."
+                )
             column = [
                 str(value).split(arguments.label_separator) if not _is_missing(value) else [] for value in column
             ]

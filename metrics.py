@@ -139,6 +139,14 @@ class NoteClassificationMetric(evaluate.Metric):
         }
 
 
+def selectable_scores(task: str, class_names: list[str]) -> list[str]:
+    """The names of what `NoteClassificationMetric` gives as one number, by which an epoch can be selected."""
+    right = np.eye(len(class_names))
+    labels = right.astype(int) if task == "multi-label" else np.arange(len(class_names))
+    scores = NoteClassificationMetric(task, class_names).compute(predictions=right, references=labels)
+    return [name for name, score in scores.items() if isinstance(score, float)]
+
+
 def _ranking_scores(probabilities: np.ndarray, labels: np.ndarray, task: str) -> dict[str, float | None]:
     """AUROC and AUPRC: of the positive class, or the mean over classes (one against the rest). None if undefined."""
     if task == "binary":

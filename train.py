@@ -34,11 +34,11 @@ import hub
 from backbones import BackboneError
 from baseline import Settings
 from calibration import fit_temperature, operating_points
-from data import DataArguments, DataError, load_notes
+from data import DataArguments, DataError, Notes, load_notes
 from energy import known_countries
 from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
-from metrics import NoteClassificationMetric, decide, tune_thresholds
+from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from pretrain import ArgumentError
 from results import (
@@ -176,6 +176,15 @@ def check_pretraining(model_args: ModelArguments):
         raise ArgumentError("--pretrain_on unlabeled: give the text with --unlabeled.")
     if not model_args.pretraining_tokens > 0:
         raise ArgumentError(f"--pretraining_tokens {model_args.pretraining_tokens:g}: give more than 0.")
+
+
+def check_selection(name: str | None, notes: Notes):
+    """Whether an epoch can be selected by what `--metric_for_best_model` names."""
+    possible = [*selectable_scores(notes.task, notes.class_names), "loss"]
+    if name is not None and name.removeprefix("eval_") not in possible:
+        raise ArgumentError(
+            f"--metric_for_best_model {name}: not a score of a {notes.task} task; choose from {', '.join(possible)}."
+        )
 
 
 # ---- one fold ------------------------------------------------------------------------------------------------------
@@ -417,6 +426,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
         logger.info("machine: %s", describe_machine(training_args.use_cpu, training_args.bf16))
 
     notes = load_notes(data_args)
+    check_selection(training_args.metric_for_best_model, notes)
     repeated = report_repeated_texts(notes)
     splits = draw_splits(notes, data_args)
     data_fingerprint = fingerprint(notes, splits)  # of the whole: a learning curve's points belong to one table

@@ -236,6 +236,12 @@ def test_multi_label_separator(write):
     assert notes.labels.tolist() == [[1, 1], [0, 0], [1, 0]]
 
 
+def test_a_separator_that_separates_nothing(write):
+    path = write({"text": TEXTS, "label": ["10 | 2", "", "2"]}, "notes.csv")
+    with pytest.raises(DataError, match="--label_separator ;: it is in no label of column label; give what stands"):
+        load(path, label_separator=";")
+
+
 def test_multi_label_of_one_label(write):
     with pytest.raises(DataError, match="Multi-label notes with 1 distinct label: at least 2 are needed"):
         load(write({"text": TEXTS, "label": [["toux"], [], ["toux"]]}))

@@ -11,7 +11,15 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from metrics import THRESHOLD_GRID, NoteClassificationMetric, decide, probabilities_from_logits, tune_thresholds
+from metrics import (
+    SELECTION_METRIC,
+    THRESHOLD_GRID,
+    NoteClassificationMetric,
+    decide,
+    probabilities_from_logits,
+    selectable_scores,
+    tune_thresholds,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -278,3 +286,13 @@ print(scores["accuracy"])
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["[]", "1.0"]
+
+
+@pytest.mark.parametrize(
+    ("task", "own"), [("binary", "f1_positive"), ("multi-class", None), ("multi-label", "f1_micro")]
+)
+def test_what_an_epoch_can_be_selected_by(task, own):
+    names = selectable_scores(task, ["a", "b"] if task == "binary" else ["a", "b", "c"])
+    assert SELECTION_METRIC[task] in names and "auroc" in names and "mcc" in names
+    assert {"f1_positive", "f1_micro"} & set(names) == ({own} if own else set())
+    assert not {"per_class", "confusion_matrix", "collapsed"} & set(names)

@@ -367,6 +367,7 @@ def test_encoder_too_short_for_max_length_is_guarded(notes_file, tmp_path, encod
     (["--model", "tfidf_nb"], "Did you mean tfidf-nb?"),
     (["--model", "drbert"], "or try `bash run_all.sh --demo`.\n"),
     (["--push_to_hub", "--model", "tfidf-nb"], "the vocabulary of tfidf-nb spells out words"),
+    (["--metric_for_best_model", "f1"], "f1: not a score of a binary task; choose from accuracy, precision_macro, "),
     (["--push_to_hub", "--keep_model", "False"], "there would be no model to push"),
 ])
 # fmt: on
