@@ -61,8 +61,8 @@ class MuonWithAdamW(torch.optim.AdamW):
     def _step_by_muon(self, parameter: nn.Parameter, lr: float, weight_decay: float):
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros(())  # AdamW asks for it of every state that it loads
-            state["momentum"] = torch.zeros_like(parameter)
+            # AdamW asks for a step of every state that it loads.
+            state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
         momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
         update = orthogonalize(parameter.grad.lerp(momentum, MOMENTUM).to(self.dtype))  # as Nesterov's
         parameter.mul_(1 - lr * weight_decay)

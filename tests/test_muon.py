@@ -95,10 +95,10 @@ def test_without_muon_groups_it_is_adamw():
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize("num_experts", [0, 4])
-def test_it_learns(num_experts):
+@pytest.mark.parametrize(("num_experts", "dtype"), [(0, torch.float32), (4, torch.float32), (0, torch.bfloat16)])
+def test_it_learns(num_experts, dtype):
     model = small_model(num_experts)
-    optimizer = optimizer_of(model)
+    optimizer = optimizer_of(model, dtype=dtype)
     losses = []
     for _ in range(30):
         losses.append(backward(model))
