@@ -101,7 +101,7 @@ class ModelArguments:
         },
     )
     pretraining_tokens: float = field(
-        default=10e6, metadata={"help": "Models pretrained in-house: how many tokens, repeats counted, at most."}
+        default=5e6, metadata={"help": "Models pretrained in-house: how many tokens, repeats counted, at most."}
     )
     transductive: bool = field(
         default=False,

@@ -109,7 +109,7 @@ def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder)
     assert runs["tfidf-n20"]["training_hours"] < runs["tfidf"]["training_hours"]
     assert all(run["hours"] > run["training_hours"] > 0 for run in runs.values())
     assert runs["enc-adapter-frozen"]["feature_hours"] > 0 == runs["enc-grn-lora"]["feature_hours"]
-    pretraining = runs["transformer-pretrained"]["pretraining_hours"]  # of ten million tokens, for each of two folds
+    pretraining = runs["transformer-pretrained"]["pretraining_hours"]  # of five million tokens, for each of two folds
     assert runs["transformer-pretrained"]["hours"] > pretraining > 0 == runs["transformer"]["pretraining_hours"]
     assert runs["enc-grn-lora"]["training_hours"] == runs["enc-adapter-lora"]["training_hours"]  # one probe for both
     expected = sum(run["hours"] for run in runs.values()) / 2 + runs["enc-adapter-frozen"]["feature_hours"]
