@@ -66,7 +66,7 @@ RECIPES = {
     "lora": dict(learning_rate=5e-4, num_train_epochs=10, per_device_train_batch_size=16, warmup_steps=0.1),
     "full": dict(learning_rate=3e-5, num_train_epochs=10, per_device_train_batch_size=8, warmup_steps=0.1),
     "scratch": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=32, warmup_steps=0.1),
-    "in-house": dict(learning_rate=3e-4, num_train_epochs=6, per_device_train_batch_size=16, warmup_steps=0.1),
+    "in-house": dict(learning_rate=1e-4, num_train_epochs=6, per_device_train_batch_size=16, warmup_steps=0.1),
     "baseline": dict(),
 }
 # Likewise of the other arguments, for models pretrained in-house; docs/few-labels.md has what was measured.
