@@ -368,11 +368,11 @@ def _encode_labels(
                 "as lists, or those of all notes as strings with --label_separator."
             )
         if arguments.label_separator is not None:
-            if not column.astype(str).str.contains(arguments.label_separator, regex=False).any():
+            separated = column.astype(str).str.contains(arguments.label_separator, regex=False)
+            if not separated.any() and not any(map(_is_missing, column)):
                 raise DataError(
-                    f"--label_separator {arguments.label_separator}: it is in no label of column "
-                    f"{arguments.label_column}; give what stands between two labels, or leave it out if no note has "
-                    "two."
+                    f"--label_separator {arguments.label_separator}: in no label of column {arguments.label_column}; "
+                    "give what stands between two labels, or leave it out if each note has one."
                 )
             column = [
                 str(value).split(arguments.label_separator) if not _is_missing(value) else [] for value in column

@@ -1,10 +1,12 @@
-"""Muon for the matrices inside an encoder's layers, AdamW for all other parameters: what pretrain.py trains with.
+"""Muon for the matrices inside an encoder's layers, AdamW for all other parameters: how pretrain.py trains.
 
-Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) steps along the momentum with all its singular values made
+Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) steps along the momentum with its singular values made
 about equal, so that directions which the gradient hardly shows are learned too. Embeddings, biases and norms stay with
-AdamW, as its authors advise. The size of a step is scaled so that one learning rate serves both (Liu et al. 2025,
-arXiv 2502.16982, equation 4). `torch.optim.Muon` computes in bfloat16 alone, which a CPU that is slow with it pays 30
-times over, and takes no stacked experts: hence our own.
+AdamW, as its authors advise; so do the head over the vocabulary, and routers of experts, whose rows compete (ours).
+Steps are scaled so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982, equation 4).
+
+`torch.optim.Muon` computes in bfloat16 alone, about 30 times slower than float32 on a CPU without AVX-512, and takes
+no stacked experts: hence our own.
 """
 
 import math
@@ -20,9 +22,10 @@ LAYER_MATRIX = re.compile(r"\blayers?\.\d+\..*weight$")
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """(..., rows, columns), each matrix nonzero -> the same with all singular values near 1 (about 0.7 to 1.2).
+    """The polar factor of each matrix (..., rows, columns), about: same singular vectors, singular values near 1.
 
-    By Newton-Schulz iterations, in the precision of `matrices`.
+    By Newton-Schulz iterations, in the precision of `matrices`. Values of a hundredth of the matrix's norm and more
+    come out between 0.68 and 1.14, smaller ones are multiplied by up to 500; a matrix of zeros stays one.
     """
     a, b, c = COEFFICIENTS
     wide = matrices if matrices.size(-2) <= matrices.size(-1) else matrices.mT
@@ -38,7 +41,7 @@ class MuonWithAdamW(torch.optim.AdamW):
 
     Args:
         params: parameter groups.
-        dtype: of the orthogonalisation: torch.bfloat16 where that is fast, or torch.float32.
+        dtype: of the orthogonalization: torch.bfloat16 where that is fast, or torch.float32.
         kwargs: of torch.optim.AdamW.
     """
 
@@ -51,12 +54,17 @@ class MuonWithAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure=None):
         """One step. The gradients of Muon's parameters are None afterwards, by which AdamW passes them over."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             if group.get("muon"):
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         self._step_by_muon(parameter, group["lr"], group["weight_decay"])
-        return super().step(closure)
+        super().step()
+        return loss
 
     def _step_by_muon(self, parameter: nn.Parameter, lr: float, weight_decay: float):
         state = self.state[parameter]
@@ -64,7 +72,7 @@ class MuonWithAdamW(torch.optim.AdamW):
             # AdamW asks for a step of every state that it loads.
             state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
         momentum = state["momentum"].lerp_(parameter.grad, 1 - MOMENTUM)
-        update = orthogonalize(parameter.grad.lerp(momentum, MOMENTUM).to(self.dtype))  # as Nesterov's
+        update = orthogonalize(parameter.grad.lerp(momentum, MOMENTUM).to(self.dtype))  # Nesterov momentum
         parameter.mul_(1 - lr * weight_decay)
         parameter.add_(update, alpha=-lr * 0.2 * math.sqrt(max(parameter.shape[-2:])))
         parameter.grad = None

@@ -185,7 +185,8 @@ class PretrainArguments:
     muon: bool | None = field(
         default=None,
         metadata={
-            "help": "Train the matrices of the layers with Muon, and the rest with --optim. Default: of a new encoder."
+            "help": "Train the matrices of the layers with Muon, and the rest with --optim. Default: of a new small "
+            "Transformer."
         },
     )
     held_out_fraction: float = field(default=0.05, metadata={"help": "Fraction of the documents kept to measure on."})
@@ -199,7 +200,7 @@ class PretrainArguments:
         if (self.architecture is None) == (self.model is None):
             raise ArgumentError("Give either --architecture for a new encoder or --model to continue an existing one.")
         if self.muon is None:
-            self.muon = self.architecture is not None
+            self.muon = self.architecture in SCRATCH_MODELS
         if not self.unlabeled and self.dataset is None:
             raise ArgumentError("Give --unlabeled, --dataset or both: text to pretrain on, notes as for train.py.")
         if self.architecture is None:
@@ -466,6 +467,10 @@ class MaskedLanguageModelTrainer(Trainer):
             return super().create_optimizer(model)
         model = self.model if model is None else model
         matrices, decayed = set(layer_matrices(model)), set(self.get_decay_parameter_names(model))
+        if not matrices:
+            raise ArgumentError(
+                f"--muon: the layers of {model.config.model_type} are not found by their names; leave it out."
+            )
         groups = [
             {"params": [], "weight_decay": decay, "muon": muon}
             for decay, muon in ((self.args.weight_decay, True), (self.args.weight_decay, False), (0.0, False))

@@ -237,9 +237,12 @@ def test_multi_label_separator(write):
 
 
 def test_a_separator_that_separates_nothing(write):
-    path = write({"text": TEXTS, "label": ["10 | 2", "", "2"]}, "notes.csv")
-    with pytest.raises(DataError, match="--label_separator ;: it is in no label of column label; give what stands"):
+    path = write({"text": TEXTS, "label": ["10 | 2", "10", "2"]}, "notes.csv")
+    with pytest.raises(DataError, match="--label_separator ;: in no label of column label; give what stands"):
         load(path, label_separator=";")
+    # a note without a label needs the separator, even if none has two
+    one_or_none = write({"text": TEXTS, "label": ["10", "", "2"]}, "notes.csv")
+    assert load(one_or_none, label_separator=";").labels.tolist() == [[0, 1], [0, 0], [1, 0]]
 
 
 def test_multi_label_of_one_label(write):

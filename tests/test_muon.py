@@ -38,7 +38,7 @@ def test_singular_values_become_about_one(shape):
     values = torch.linalg.svdvals(result)
     assert values.min() > 0.3 and values.max() < 1.3
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    # the nearest orthogonal matrix lies the same way
+    # the polar factor lies the same way
     assert torch.cosine_similarity(result.flatten(), (left @ right).flatten(), dim=0) > 0.95
 
 
@@ -85,26 +85,74 @@ def test_weight_decay_shrinks_what_has_no_gradient():
     torch.testing.assert_close(weight.detach(), torch.full((4, 4), 0.95))
 
 
-def test_without_muon_groups_it_is_adamw():
-    ours, theirs = small_model(), small_model()
-    optimizers = MuonWithAdamW(ours.parameters(), lr=0.01), torch.optim.AdamW(theirs.parameters(), lr=0.01)
-    for model, optimizer in zip((ours, theirs), optimizers, strict=True):
-        backward(model)
-        optimizer.step()
-    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other)
+@pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4)])
+def test_steps_are_those_of_torchs_muon(shape):
+    torch.manual_seed(0)
+    ours, theirs = (torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(1))) for _ in "ab")
+    optimizers = (
+        MuonWithAdamW([{"params": [ours], "muon": True}], dtype=torch.bfloat16, lr=0.1, weight_decay=0.5),
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.5, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        gradient = torch.randn(shape)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        torch.testing.assert_close(ours, theirs, atol=0.01, rtol=0.01)
 
 
-@pytest.mark.parametrize(("num_experts", "dtype"), [(0, torch.float32), (4, torch.float32), (0, torch.bfloat16)])
-def test_it_learns(num_experts, dtype):
+def test_a_stack_of_experts_is_stepped_one_by_one():
+    torch.manual_seed(0)
+    stack = torch.nn.Parameter(torch.randn(3, 8, 6))
+    experts = [torch.nn.Parameter(each.clone()) for each in stack.detach()]
+    together, apart = (
+        MuonWithAdamW([{"params": parameters, "muon": True}], lr=0.1) for parameters in ([stack], experts)
+    )
+    stack.grad = torch.randn(3, 8, 6)
+    for expert, gradient in zip(experts, stack.grad, strict=True):
+        expert.grad = gradient.clone()
+    together.step()
+    apart.step()
+    torch.testing.assert_close(stack.detach(), torch.stack([each.detach() for each in experts]))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_overflow_in_half_precision_changes_nothing(fused):
+    parameters = [torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2)]
+    groups = [{"params": [each], "muon": muon} for each, muon in zip(parameters, (True, False), strict=True)]
+    optimizer, scaler = MuonWithAdamW(groups, lr=0.1, fused=fused), torch.amp.GradScaler("cpu")
+    for factor, changes in ((float("inf"), False), (1.0, True)):
+        scaler.scale(sum(each.sum() for each in parameters) * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert [bool((each != 1).any()) for each in parameters] == [changes, changes]
+
+
+def test_a_closure_is_evaluated_once_before_the_step():
+    model = small_model()
+    optimizer = optimizer_of(model)
+    twin = copy.deepcopy(model)
+    by_hand = optimizer_of(twin)
+    loss = optimizer.step(lambda: backward(model))
+    assert loss == backward(twin)
+    by_hand.step()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("num_experts", [0, 4])
+def test_the_layers_alone_learn(num_experts):
+    """The rest held still: what the loss falls by is Muon's doing."""
     model = small_model(num_experts)
-    optimizer = optimizer_of(model, dtype=dtype)
+    optimizer = optimizer_of(model)
+    optimizer.param_groups[1]["lr"] = 0.0
     losses = []
     for _ in range(30):
         losses.append(backward(model))
         optimizer.step()
         optimizer.zero_grad()
-    assert losses[-1] < losses[0] / 3
+    assert losses[-1] < 0.95 * losses[0]
 
 
 def test_saved_and_loaded_it_goes_on_the_same_way():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import pretrain
 from backbones import find_backbone, load_config_and_tokenizer, longest_input
@@ -212,6 +212,14 @@ def test_layers_are_trained_by_muon_where_it_is_asked_for(camembert, tmp_path):
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
 
 
+def test_layers_that_muon_does_not_find_are_told(tmp_path):
+    sizes = dict(vocab_size=30, embedding_size=8, hidden_size=8, num_attention_heads=1, intermediate_size=8)
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("albert", **sizes))
+    args = pretrain.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    with pytest.raises(pretrain.ArgumentError, match="--muon: the layers of albert are not found by their names"):
+        pretrain.MaskedLanguageModelTrainer(model=model, args=args, muon=True).create_optimizer()
+
+
 def test_training_part_alone_is_read(tmp_path, capsys):
     """Test documents must not leak into pretraining: of these notes 19 are left."""
     parts = ["train"] * 19 + ["validation"] + ["test"] * 101
@@ -313,7 +321,7 @@ def test_copies_count_once(tmp_path):
         ("--architecture bert --dataset no-such-file.csv", "no-such-file.csv: no such file"),
         ("--architecture bert --unlabeled a.txt --mlm_probability 15", "a fraction between 0 and 1"),
         ("--architecture bert --unlabeled a.txt --push_to_hub", "--push_to_hub"),
-        ("--architecture bert --unlabeled a.txt --optim adafactor", "adamw_torch_fused; give one of these, or --muon"),
+        ("--architecture transformer --unlabeled a.txt --optim adafactor", "adamw_torch_fused; give one of these, or"),
         ("--model drbert --unlabeled a.txt --vocab_size 9", "--vocab_size: an existing encoder keeps"),
         ("--model ./no-such-folder --unlabeled {text}", "no-such-folder"),
         ("--architecture bert --unlabeled {text} --vocab_size 20", "--vocab_size 20: single characters"),
