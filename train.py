@@ -180,8 +180,10 @@ def check_pretraining(model_args: ModelArguments):
 
 def check_selection(name: str | None, notes: Notes):
     """Whether an epoch can be selected by what `--metric_for_best_model` names."""
+    if name is None:
+        return
     possible = [*selectable_scores(notes.task, notes.class_names), "loss"]
-    if name is not None and name.removeprefix("eval_") not in possible:
+    if name.removeprefix("eval_") not in possible:
         raise ArgumentError(
             f"--metric_for_best_model {name}: not a score of a {notes.task} task; choose from {', '.join(possible)}."
         )
