@@ -5,8 +5,8 @@ about equal, so that directions which the gradient hardly shows are learned too.
 AdamW, as its authors advise; so do the head over the vocabulary, and routers of experts, whose rows compete (ours).
 Steps are scaled so that one learning rate serves both (Liu et al. 2025, arXiv 2502.16982, equation 4).
 
-`torch.optim.Muon` computes in bfloat16 alone, 20 to 30 times slower than float32 on the CPU without AVX-512 where it was
-measured, and takes no stacked experts: hence our own.
+`torch.optim.Muon` computes in bfloat16 alone, 20 to 30 times slower than float32 on the CPU without AVX-512 where it
+was measured, and takes no stacked experts: hence our own.
 """
 
 import math
