@@ -147,6 +147,9 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         raise ArgumentError(
             f"--push_to_hub: the vocabulary of {model_args.model} spells out words of the notes; it is not pushed."
         )
+    for option in ("head", "tuning") if chosen.kind not in TUNINGS else ():
+        if (given := getattr(chosen, option)) != parser.get_default(option):
+            raise ArgumentError(f"--{option} {given}: {chosen.run_id} is no pretrained encoder; leave it out.")
     if chosen.kind == "in-house":
         check_pretraining(model_args)
     if model_args.ngram_branch and chosen.kind not in ("scratch", "in-house"):

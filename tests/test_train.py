@@ -360,6 +360,8 @@ def test_encoder_too_short_for_max_length_is_guarded(notes_file, tmp_path, encod
     (["--label_column", "diagnosis"], "--label_column diagnosis: no such column; found: id, patient, text, label"),
     (["--dataset", "nowhere.csv"], "--dataset nowhere.csv: no such file or folder"),
     (["--model", "no-such/encoder"], "no-such/encoder is not in the cache and the Hub did not give it"),
+    (["--head", "linear"], "--head linear: transformer is no pretrained encoder; leave it out"),
+    (["--tuning", "lora", "--model", "tfidf"], "--tuning lora: tfidf is no pretrained encoder; leave it out"),
     (["--folds", "0"], "--folds 0: give 1 for a single split"),
     (["--seeds", "1", "1"], "--seeds 1 1: give each seed once"),
     (["--num_train_epochs", "0"], "--num_train_epochs 0: give more than 0"),
