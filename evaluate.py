@@ -18,11 +18,10 @@ from pathlib import Path
 
 # `evaluate` is also the Hugging Face library that metrics.py stands on, and this folder comes first on sys.path in
 # whatever is started here (python train.py, pytest, accelerate launch). So when this file is imported by that name
-# it steps aside: it loads the library, found on the rest of sys.path, in its own place. The functions below are then
-# defined in a module nobody sees; only `python evaluate.py` is our command.
+# it steps aside: it loads the library, found where sys.path holds no such file, in its own place. The functions below
+# are then defined in a module nobody sees; only `python evaluate.py` is our command.
 if __name__ == "evaluate":
-    here = Path(__file__).resolve().parent
-    elsewhere = [entry for entry in sys.path if Path(entry).resolve() != here]
+    elsewhere = [entry for entry in sys.path if not Path(entry, "evaluate.py").is_file()]  # of another clone neither
     spec = importlib.machinery.PathFinder.find_spec("evaluate", elsewhere)
     if spec is None:
         raise ModuleNotFoundError(

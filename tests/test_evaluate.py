@@ -50,6 +50,14 @@ def test_import_gives_the_library():
     assert Path(file).name == "__init__.py" and Path(file).parent != ROOT
 
 
+def test_import_gives_the_library_beside_another_clone(tmp_path):
+    (tmp_path / "evaluate.py").write_text((ROOT / "evaluate.py").read_text())
+    on_the_path = f"import sys; sys.path.insert(1, {str(tmp_path)!r})"
+    done = python("-c", f"{on_the_path}; import evaluate; print(evaluate.__file__)")
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).name == "__init__.py"
+
+
 def test_import_says_that_the_library_is_missing():
     done = python("-S", "-c", "import evaluate")  # -S: no installed packages
     assert done.returncode != 0
