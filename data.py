@@ -65,7 +65,10 @@ class DataArguments:
         metadata={"help": "Binary task: the positive class. Default: 1, yes, oui, ... else the rarer label."},
     )
     id_column: str | None = field(
-        default=None, metadata={"help": "Column with a unique note id. Default: 'id' or 'note_id', else row numbers."}
+        default=None,
+        metadata={
+            "help": "Column with a unique note id; 'none': row numbers. Default: 'id' or 'note_id', else row numbers."
+        },
     )
     group_column: str | None = field(
         default=None, metadata={"help": "Column with the patient or document: never on both sides of a split."}
@@ -330,7 +333,13 @@ def _complete_column(frame: pd.DataFrame, column: str, flag: str) -> np.ndarray:
     missing = np.flatnonzero([_is_missing(value) for value in frame[column]])
     if len(missing):
         raise DataError(f"Column {column} is empty in {name_rows(missing)}: complete it, or give another --{flag}.")
-    return frame[column].astype(str).to_numpy()
+    return np.array([_as_text(value) for value in frame[column]], dtype=object)
+
+
+def _as_text(value) -> str:
+    """A label, id, group or subgroup as text: 1, 1.0, '1.0' and ' 1' are the same, whatever table they come from."""
+    text = str(value).strip()
+    return text.split(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
 
 
 def _check_texts(column: pd.Series) -> list[str]:
@@ -341,10 +350,16 @@ def _check_texts(column: pd.Series) -> list[str]:
 
 
 def _name_label(value, names: list[str] | None) -> str:
-    """The label as text: 1, 1.0 and '1' are the same class; a class index becomes the name its source declares."""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        value = int(value)
-    return names[int(value)] if names else str(value).strip()
+    """The label as text; a class index becomes the name its source declares."""
+    return names[int(value)] if names else _as_text(value)
+
+
+def _with_notes(names: list[str], found: set[str], column: str) -> list[str]:
+    """The declared classes that have notes: of another there is nothing to learn, and a score of it would be 0."""
+    unused = [name for name in names if name not in found]
+    if unused:
+        logger.warning("Column %s: no note has the class %s; left out", column, ", ".join(unused))
+    return [name for name in names if name in found]
 
 
 def _encode_labels(
@@ -378,7 +393,9 @@ def _encode_labels(
                 str(value).split(arguments.label_separator) if not _is_missing(value) else [] for value in column
             ]
         rows = [[_name_label(label, names) for label in labels if not _is_missing(label)] for labels in column]
-        encoder = MultiLabelBinarizer(classes=names or _sort_labels({label for row in rows for label in row}))
+        found = {label for row in rows for label in row}
+        classes = _with_notes(names, found, arguments.label_column) if names else _sort_labels(found)
+        encoder = MultiLabelBinarizer(classes=classes)
         labels = encoder.fit_transform(rows).astype(np.int64)
         class_names = list(encoder.classes_)
         _refuse_text(class_names, arguments)
@@ -398,7 +415,7 @@ def _encode_labels(
             f"--label_column {arguments.label_column}: {len(counts)} different labels, most of them on one note only: "
             "is that a column of text?"
         )
-    class_names = names or _sort_labels(set(values))
+    class_names = _with_notes(names, set(values), arguments.label_column) if names else _sort_labels(set(values))
     _refuse_text(class_names, arguments)
     if len(set(values)) < 2:
         raise DataError(f"All {len(values)} notes carry the same label: a classifier needs at least 2 classes.")
@@ -426,6 +443,7 @@ def _sort_labels(labels: set[str]) -> list[str]:
 
 def _order_binary(class_names: list[str], values: list[str], positive_label: str | None) -> list[str]:
     if positive_label is not None:
+        positive_label = _as_text(positive_label)
         if positive_label not in class_names:
             raise DataError(f"--positive_label {positive_label}: the labels are {' and '.join(class_names)}.")
         positive = positive_label
@@ -437,13 +455,16 @@ def _order_binary(class_names: list[str], values: list[str], positive_label: str
 
 
 def _note_ids(frame: pd.DataFrame, id_column: str | None) -> np.ndarray:
-    id_column = id_column or next((name for name in ("id", "note_id") if name in frame.columns), None)
-    if id_column is None:
+    id_column = id_column or next((name for name in ("id", "note_id") if name in frame.columns), "none")
+    if id_column == "none":
         return np.array([ROW_ID.format(row + 1) for row in range(len(frame))])
     ids = _complete_column(frame, id_column, "id_column")
     repeated = np.flatnonzero(pd.Series(ids).duplicated())
     if len(repeated):
-        raise DataError(f"Column {id_column} repeats ids in {name_rows(repeated)}: ids must be unique.")
+        raise DataError(
+            f"Column {id_column} repeats ids in {name_rows(repeated)}: ids must be unique; give another --id_column, "
+            "or none for row numbers."
+        )
     return ids
 
 
@@ -464,7 +485,7 @@ def _group_column(arguments: DataArguments) -> str | None:
 def _subgroup(frame: pd.DataFrame, column: str) -> np.ndarray:
     """Values to break scores down by, "-" where there is none; reports show them, so a column of text is refused."""
     _require_column(frame, column, "subgroup_columns")
-    values = np.array(["-" if _is_missing(value) else _name_label(value, None) for value in frame[column]])
+    values = np.array(["-" if _is_missing(value) else _as_text(value) for value in frame[column]])
     distinct = len(set(values))
     if distinct > MOST_SUBGROUPS or max(map(len, values)) > NAME_LENGTH:
         raise DataError(
@@ -475,7 +496,7 @@ def _subgroup(frame: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def _given_splits(frame: pd.DataFrame, arguments: DataArguments) -> np.ndarray | None:
-    if arguments.split_column not in frame.columns:
+    if arguments.split_column == "none" or arguments.split_column not in frame.columns:
         return None
     words = frame[arguments.split_column].map(lambda word: SPLIT_ALIASES.get(str(word).strip().lower()))
     unknown = np.flatnonzero(words.isna())

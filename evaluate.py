@@ -57,7 +57,7 @@ SCORES += ["hamming_loss", "auroc", "auprc", "mcc"]
 
 # The part of the files that is read, in their shape: field and type. TEXT may be null and is then read as "-".
 # results.py writes them; it is not imported for its version number, because that would load torch.
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 TEXT, NUMBER, NUMBER_OR_NONE = str | None, int | float, int | float | None
 RUN = {"run_id": str, "dataset": str, "model": str, "head": TEXT, "tuning": TEXT, "train_size": int | None}
 PLAN = ["run_id", *CELL[1:]]

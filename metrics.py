@@ -108,15 +108,17 @@ class NoteClassificationMetric(evaluate.Metric):
         probabilities, labels = np.asarray(predictions), np.asarray(references)
         predicted = decide(probabilities, task, thresholds)
         indices = list(range(len(names)))
-        averages = ["macro", "weighted"] + (["micro"] if task == "multi-label" else [])
+        per_class = sk.precision_recall_fscore_support(labels, predicted, labels=indices, zero_division=0)
+        # as in comparison.py: a class that no note of this part has says nothing for or against the model
+        present = np.flatnonzero(per_class[3]).tolist() or indices
+        averages = {"macro": present, "weighted": present} | ({"micro": indices} if task == "multi-label" else {})
 
         scores = {"accuracy": sk.accuracy_score(labels, predicted)}  # multi-label: all classes of a note right
-        for average in averages:
+        for average, over in averages.items():
             precision, recall, f1, _ = sk.precision_recall_fscore_support(
-                labels, predicted, labels=indices, average=average, zero_division=0
+                labels, predicted, labels=over, average=average, zero_division=0
             )
             scores |= {f"precision_{average}": precision, f"recall_{average}": recall, f"f1_{average}": f1}
-        per_class = sk.precision_recall_fscore_support(labels, predicted, labels=indices, zero_division=0)
         if task == "binary":
             precision, recall, f1, _ = per_class
             scores |= {"precision_positive": precision[1], "recall_positive": recall[1], "f1_positive": f1[1]}

@@ -25,7 +25,7 @@ from machine import available_cores
 
 logger = logging.getLogger("train")
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 RESULT_FILE, FAILURE_FILE, PREDICTIONS_FILE = "result.json", "failed.json", "predictions.parquet"
 MODEL_FACTS = "frugal_notes.json"  # beside a kept model: task, classes, threshold, length, as predict.py needs them
 PACKAGES = ("torch", "transformers", "peft", "datasets", "evaluate", "accelerate", "scikit-learn", "tokenizers")

@@ -162,6 +162,10 @@ def _check_split(notes: Notes, split: Split, arguments: DataArguments):
         unseen = [name for name, count in notes.count_labels(indices).items() if count and not train_counts[name]]
         if unseen:
             raise DataError(f"The {part} part has labels that training lacks: {', '.join(unseen)}.")
+        lacking = [name for name, count in notes.count_labels(indices).items() if not count and train_counts[name]]
+        if lacking:
+            effect = {"validation": "epochs and thresholds are chosen", "test": "macro averages are taken"}[part]
+            logger.warning("The %s part has no note of class %s: %s without it.", part, ", ".join(lacking), effect)
     texts = _same_text(notes)
     for left, right in (("train", "test"), ("train", "validation"), ("validation", "test")):
         left_rows, right_rows = getattr(split, left), getattr(split, right)

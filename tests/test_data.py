@@ -110,7 +110,8 @@ def test_split_column_and_its_words(write):
 
 
 def test_split_column_none_ignores_the_splits(write):
-    assert load(write(TABLE.assign(split="anything")), split_column="none").given_splits is None
+    for column in ("split", "none"):  # which may be the name of a column too
+        assert load(write(TABLE.assign(**{column: "anything"})), split_column="none").given_splits is None
 
 
 def test_synthetic():
@@ -173,6 +174,13 @@ def test_hub_hidden_labels_are_not_the_last_class(monkeypatch):
         load("someone/notes")
 
 
+def test_a_declared_class_without_notes_is_left_out(monkeypatch, caplog):
+    hub(monkeypatch, train=[2, 0, 0, 0], test=[0, 2])
+    notes = load("someone/notes")
+    assert notes.class_names == ["healthy", "unclear"] and notes.labels.tolist() == [1, 0, 0, 0, 0, 1]
+    assert "Column label: no note has the class ill; left out" in caplog.text
+
+
 def test_hub_unknown_split(monkeypatch):
     hub(monkeypatch, train=[0, 1, 2], unsupervised=[0])
     with pytest.raises(DataError, match="split 'unsupervised' is none of train, training, validation"):
@@ -189,6 +197,7 @@ def test_hub_unknown_split(monkeypatch):
         (["urgence", "bloc", "2"], "multi-class", ["2", "bloc", "urgence"]),
         ([1, 0, 1], "binary", ["0", "1"]),
         ([1.0, 0.0, 1.0], "binary", ["0", "1"]),
+        (["1.0", "0.0", "1.0"], "binary", ["0", "1"]),
         ([True, False, True], "binary", ["False", "True"]),
         (["Oui", "Non", "Oui"], "binary", ["Non", "Oui"]),
         (["présent", "absent", "présent"], "binary", ["absent", "présent"]),
@@ -323,8 +332,11 @@ def test_ids(write, column, options):
 
 
 def test_duplicate_ids(write):
+    path = write(TABLE.assign(id=["n1", "n2", "n1 "]))
     with pytest.raises(DataError, match=r"Column id repeats ids in 1 row \(3\): ids must be unique"):
-        load(write(TABLE.assign(id=["n1", "n2", "n1"])))
+        load(path)
+    notes = load(path, id_column="none", group_column="id")  # the column of ids may be that of the patients
+    assert notes.ids_are_rows and notes.groups.tolist() == ["n1", "n2", "n1"]
 
 
 @pytest.mark.parametrize("option", ["id_column", "group_column"])
@@ -335,8 +347,12 @@ def test_missing_id_or_group(write, option, name, empty):
         load(path, **{option: "key"})
 
 
-def test_groups(write):
-    notes = load(write(TABLE.assign(patient=[7, 7, 12])), group_column="patient")
+@pytest.mark.parametrize(
+    ("name", "patients"),
+    [("notes.parquet", [7, 7, 12]), ("notes.parquet", [7.0, 7, 12]), ("notes.csv", ["7.0", "7 ", "12"])],
+)
+def test_a_patient_is_the_same_whatever_the_table_made_of_the_number(write, name, patients):
+    notes = load(write(TABLE.assign(patient=patients), name), group_column="patient")
     assert notes.groups.tolist() == ["7", "7", "12"]
 
 

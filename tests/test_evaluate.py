@@ -149,7 +149,7 @@ def test_estimate_is_compared_with_what_was_measured(runs, evaluate):
         "unfinished": {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "epochs": 10},
         "never-run": {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "epochs": 10},
     }
-    content = {"schema_version": 8, "status": "estimated", "runs": expected, "wall_hours": 4.0}
+    content = {"schema_version": 9, "status": "estimated", "runs": expected, "wall_hours": 4.0}
     (runs / "estimate.json").write_text(json.dumps(content))
     evaluate()
     table = (runs.parent / "report" / "results.md").read_text().split("## Hours, estimated")[1]
@@ -316,11 +316,11 @@ def test_two_data_sets_are_two_tables(runs, evaluate):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"schema_version": 8, "status": "fini', "cannot be read as JSON (JSONDecodeError)"),
-        ('["le patient tousse"]', "not a file of schema version 8"),
-        ('{"schema_version": 0, "status": "finished"}', "not a file of schema version 8"),
-        ('{"schema_version": 8, "status": "running"}', "its status is not 'finished'"),
-        ('{"schema_version": 8, "status": "finished", "run": {"run_id": "x"}}', "lacks run.dataset"),
+        ('{"schema_version": 9, "status": "fini', "cannot be read as JSON (JSONDecodeError)"),
+        ('["le patient tousse"]', "not a file of schema version 9"),
+        ('{"schema_version": 0, "status": "finished"}', "not a file of schema version 9"),
+        ('{"schema_version": 9, "status": "running"}', "its status is not 'finished'"),
+        ('{"schema_version": 9, "status": "finished", "run": {"run_id": "x"}}', "lacks run.dataset"),
     ],
 )
 def test_damaged_file_is_named_and_left_out(runs, evaluate, content, problem):

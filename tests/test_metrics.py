@@ -130,7 +130,12 @@ def test_a_class_that_never_occurs():
     scores = compute("multi-class", [[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]], [0, 1])
     assert scores["confusion_matrix"] == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
     assert scores["per_class"]["class 2"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
-    check(scores, accuracy=1, f1_macro=2 / 3, auroc=1)  # the ranking is the mean over the classes that have one
+    check(scores, accuracy=1, f1_macro=1, auroc=1)  # means over the classes that have notes
+    # taken for class 2, the first note is missed by its own class and counts for nothing there
+    check(compute("multi-class", [[0.1, 0.0, 0.9], [0.2, 0.8, 0.0]], [0, 1]), accuracy=1 / 2, f1_macro=1 / 2)
+    scores = compute("multi-label", [[0.9, 0.6, 0.1], [0.2, 0.1, 0.9]], [[1, 0, 0], [0, 0, 1]])
+    check(scores, accuracy=1 / 2, f1_macro=1, f1_weighted=1, precision_micro=2 / 3)
+    check(compute("multi-label", [[0.9, 0.6], [0.2, 0.1]], [[0, 0], [0, 0]]), accuracy=1 / 2, f1_macro=0)
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")

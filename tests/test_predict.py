@@ -46,9 +46,9 @@ def test_errors_are_one_line(notes_file, tmp_path, capsys):
     asked = ["--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
     assert predict.main([str(tmp_path), *asked]) == 1
     assert "no frugal_notes.json there" in capsys.readouterr().err
-    (tmp_path / "frugal_notes.json").write_text('{"schema_version": 7, "task": "binary"}', encoding="utf-8")
+    (tmp_path / "frugal_notes.json").write_text('{"schema_version": 8, "task": "binary"}', encoding="utf-8")
     assert predict.main([str(tmp_path), *asked]) == 1
-    assert "of schema version 7, and this code reads 8; use the code" in capsys.readouterr().err
+    assert "of schema version 8, and this code reads 9; use the code" in capsys.readouterr().err
     (tmp_path / "out.csv").write_text("mine")
     assert predict.main([str(tmp_path), *asked]) == 1
     assert "exists already; choose another file" in capsys.readouterr().err

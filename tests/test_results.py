@@ -38,7 +38,7 @@ def test_the_result_file_is_written_after_the_predictions(tmp_path, monkeypatch)
             write_result(tmp_path, {"run": {}}, pd.DataFrame(columns))
     assert read_finished(tmp_path) is None
     write_result(tmp_path, {"run": {"fold": 3}}, pd.DataFrame(columns))
-    assert read_finished(tmp_path) == {"schema_version": 8, "status": "finished", "run": {"fold": 3}}
+    assert read_finished(tmp_path) == {"schema_version": 9, "status": "finished", "run": {"fold": 3}}
     predictions = pd.read_parquet(tmp_path / "predictions.parquet")
     assert predictions["id"].tolist() == ["a", "b"]
     assert np.stack(predictions["label"]).tolist() == [[1, 0], [1, 1]]

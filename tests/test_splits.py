@@ -239,6 +239,17 @@ def test_label_that_training_lacks(part):
         draw(make_notes(labels, given=GIVEN))
 
 
+@pytest.mark.parametrize(
+    ("part", "effect"),
+    [("validation", "epochs and thresholds are chosen without it"), ("test", "macro averages are taken without it")],
+)
+def test_class_that_a_part_lacks(caplog, part, effect):
+    labels = np.where(GIVEN == part, 0, np.arange(100) % 2)
+    draw(make_notes(labels, given=GIVEN))
+    assert f"The {part} part has no note of class class 1: {effect}." in caplog.text
+    assert caplog.text.count("has no note") == 1
+
+
 @pytest.mark.parametrize(("left", "right"), [("train", "test"), ("train", "validation"), ("validation", "test")])
 def test_given_splits_that_cut_a_group(left, right):
     groups = np.arange(100)

@@ -66,7 +66,7 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
     tested = []
     for fold in range(2):
         result = read(output / f"fold-{fold}")
-        assert result["schema_version"] == 8 and result["status"] == "finished"
+        assert result["schema_version"] == 9 and result["status"] == "finished"
         assert result["run"] == {
             "run_id": "transformer", "model": "transformer", "head": None, "tuning": None, "dataset": "notes.csv",
             "seed": 0, "order_seed": 0, "split_seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1,
