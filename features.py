@@ -225,7 +225,7 @@ def _compute(
     done, seconds = _progress(partial, size)
     logger.info(
         "  hidden states of %d tokens, %s, to %s: %.2f GB, derived from the notes; `rm -r %s` deletes them",
-        total, str(dtype).removeprefix("torch."), folder, size / 1e9, folder.parent,
+        total, str(dtype).removeprefix("torch."), folder, size / 1e9, folder,
     )  # fmt: skip
     if not done:
         _reserve(partial / STATES_FILE, size)

@@ -644,6 +644,7 @@ def pretrain_in_house(
     with ExitStack() as stack:
         if like.process_index == 0:
             stack.enter_context(alone_with(folder, "pretraining"))
+            folder.mkdir(mode=0o700, exist_ok=True)
         like.distributed_state.wait_for_everyone()  # the lock is held by the first process for all of them
         if (folder / REPORT_FILE).is_file():
             logger.info("  pretraining: done earlier, read from %s", folder)

@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from baseline import Settings
 from calibration import fit_temperature, operating_points
 from data import DataArguments, DataError, Notes, load_notes
 from energy import known_countries
+from locks import FolderError, only_run_in
 from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
@@ -210,7 +212,7 @@ def run_fold(
     else:
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
-                discard_foreign_checkpoints(checkpoints, settings)
+                discard_foreign_checkpoints(checkpoints, settings | {"fingerprint": run.fingerprint})
         trained = train_network(run, split, seed, checkpoints)
     metric = NoteClassificationMetric(notes.task, notes.class_names)
 
@@ -375,7 +377,7 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
         settings = resolve_settings(run, seed)
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
-                discard_foreign_checkpoints(folder, settings | {"epochs": epochs})
+                discard_foreign_checkpoints(folder, settings | {"fingerprint": run.fingerprint, "epochs": epochs})
         trained = train_network(run, split, seed, folder, epochs, logit_weights)
     trained_on = f"All {len(notes)} notes." if len(splits) > 1 else f"The {len(train)} notes of the training part."
     save_model(run, trained, fold_results, trained_on)
@@ -417,24 +419,18 @@ def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on:
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments):
-    """All folds and seeds of one model, then the model kept for use."""
-    output = Path(training_args.output_dir)
+    """Read and check everything, then train in the run's folder."""
     is_main = training_args.process_index == 0
     if model_args.kind == "baseline" and not is_main:
         return  # scikit-learn knows no processes: the first one does it all
-    if model_args.overwrite and is_main:
-        models = [output / name for name in ("model", "model.partial", "model-checkpoints")]
-        for path in [*output.glob("fold-[0-9]*"), *output.glob("seed-[0-9]*"), *models]:
-            shutil.rmtree(path, ignore_errors=True)
     if model_args.kind != "baseline":
-        training_args.distributed_state.wait_for_everyone()
         logger.info("machine: %s", describe_machine(training_args.use_cpu, training_args.bf16))
 
     notes = load_notes(data_args)
     check_selection(training_args.metric_for_best_model, notes)
     repeated = report_repeated_texts(notes)
     splits = draw_splits(notes, data_args)
-    data_fingerprint = fingerprint(notes, splits)  # of the whole: a learning curve's points belong to one table
+    of_all = fingerprint(notes, splits)  # of the whole: a learning curve's points belong to one table
     splits = draw_training_parts(notes, splits, data_args)
     if model_args.kind in TUNINGS:
         encoder = prepare_encoder(model_args, data_args)
@@ -445,11 +441,25 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             )
 
     held_out = np.unique(np.concatenate([rows for split in splits for rows in (split.validation, split.test)]))
-    run = Run(model_args, data_args, training_args, notes, held_out)
+    run = Run(model_args, data_args, training_args, notes, of_all, held_out)
     if model_args.features_only:
         logger.info("%d notes ready in %.4f hours", len(run.features.is_long), run.features.hours)
         return
+    with only_run_in(run.output) if is_main else nullcontext():
+        train_folds(run, splits, repeated)
 
+
+def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
+    """All folds and seeds of one model, then the model kept for use; `repeated` is what results say of equal texts."""
+    model_args, data_args, training_args, output = run.model_args, run.data_args, run.training_args, run.output
+    is_main = training_args.process_index == 0
+    if model_args.overwrite:
+        if is_main:
+            models = [output / name for name in ("model", "model.partial", "model-checkpoints")]
+            for path in [*output.glob("fold-[0-9]*"), *output.glob("seed-[0-9]*"), *models]:
+                shutil.rmtree(path, ignore_errors=True)
+        if model_args.kind != "baseline":
+            training_args.distributed_state.wait_for_everyone()
     # the model of a seed that finished earlier stays; of a run that was cut off before any result, it is replaced
     was_kept = (output / "model").is_dir() and any(output.rglob(RESULT_FILE))
     fold_results = []
@@ -460,7 +470,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
             what = f"{model_args.run_id}: seed {seed}, fold {number + 1} of {len(splits)}"
             finished = read_finished(folder)
             if finished is not None:
-                check_same_settings(folder, finished, settings, data_fingerprint)
+                check_same_settings(folder, finished, settings, run.fingerprint)
                 logger.info("%s: finished earlier, kept", what)
                 fold_results.append(finished)
                 continue
@@ -471,7 +481,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 trained, predictions, result = run_fold(run, split, seed, folder, settings, is_last)
             except (ArgumentError, DataError, BackboneError) as error:
                 raise FoldError(str(error)) from error
-            result["data"] |= {"fingerprint": data_fingerprint, **repeated}
+            result["data"] |= {"fingerprint": run.fingerprint, **repeated}
             result["run"] = describe_run(model_args, data_args, output) | {
                 "seed": seed,
                 "order_seed": seed if training_args.data_seed is None else training_args.data_seed,
@@ -548,6 +558,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         train(model_args, data_args, training_args)
         return 0
+    except FolderError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ArgumentError, DataError, BackboneError, hub.HubError) as error:
         refused, message = True, str(error)
     except (FoldError, MemoryBudgetError) as error:
@@ -559,10 +572,11 @@ def main(argv: list[str] | None = None) -> int:
     holds_results = any(output.rglob(RESULT_FILE))  # which a command that was refused says nothing against
     if training_args.process_index == 0 and not (refused and holds_results):
         run = describe_run(model_args, data_args, output)
-        write_json(
-            output / FAILURE_FILE,
-            {"schema_version": SCHEMA_VERSION, "status": "failed", "run": run, "error": message},
-        )
+        with suppress(OSError):  # a full disk may be what it failed of
+            write_json(
+                output / FAILURE_FILE,
+                {"schema_version": SCHEMA_VERSION, "status": "failed", "run": run, "error": message},
+            )
     return 1
 
 

@@ -177,6 +177,7 @@ class Run:
     data_args: DataArguments
     training_args: TrainingArguments
     notes: Notes
+    fingerprint: str = ""  # of the notes and all splits, where results are compared or runs resumed
     held_out_anywhere: np.ndarray | None = None  # the notes of some fold's validation or test part
     pretrained: dict[bytes, Path] = field(default_factory=dict)  # by the notes held out: seeds share it
 

@@ -36,6 +36,13 @@ def test_the_second_waits_until_the_first_is_done(tmp_path, caplog):
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
 
 
+def test_a_folder_that_is_there_keeps_its_mode(tmp_path):
+    """It may be /tmp, or a group's."""
+    tmp_path.chmod(0o775)
+    with alone_with(tmp_path / "key", "work"):
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o775
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with (

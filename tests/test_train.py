@@ -19,6 +19,7 @@ import ngrams
 import pretrain
 import train
 from data import DataArguments, DataError, load_notes
+from locks import only_run_in
 from metrics import NoteClassificationMetric
 from trainer import Run, last_complete_checkpoint
 
@@ -230,6 +231,43 @@ def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path
     assert [file.stat().st_mtime_ns for file in files] == stamps
     assert train.main(arguments(notes_file, output, "--overwrite", "--keep_model", "False")) == 0
     assert read(output / "fold-0")["data"]["splits"]["train"]["notes"] > 0 and not (output / "model").exists()
+
+
+def test_overwrite_deletes_nothing_for_a_command_that_is_refused(notes_file, tmp_path, capsys):
+    baseline = ["--model", "tfidf", "--folds", "1", "--output_dir", str(tmp_path / "run"), "--dataset"]
+    assert train.main([*baseline, str(notes_file)]) == 0
+    for mistake in (["nowhere.csv"], [str(notes_file), "--label_column", "diagnosis"]):
+        assert train.main([*baseline, *mistake, "--overwrite"]) == 1
+        assert (tmp_path / "run" / "fold-0" / "result.json").is_file() and (tmp_path / "run" / "model").is_dir()
+
+
+def test_checkpoints_of_other_notes_are_not_resumed(notes_file, tmp_path, monkeypatch, caplog):
+    """Their training part may hold what is a test note now."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_network", interrupted)
+    checkpoint = tmp_path / "run" / "fold-0" / "checkpoints" / "checkpoint-1"
+    for notes, stays in ((90, False), (90, True), (80, False)):
+        invent_notes(notes).to_csv(notes_file, index=False)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(arguments(notes_file, tmp_path / "run"))
+        assert checkpoint.exists() == stays
+        checkpoint.mkdir(exist_ok=True)
+    assert "checkpoints of an interrupted run with other settings are discarded" in caplog.text
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(notes_file, tmp_path, capsys):
+    run = tmp_path / "run"
+    with only_run_in(run):
+        assert train.main(arguments(notes_file, run)) == 1
+    assert f"--output_dir {run}: another train.py is at work there; wait for it, or" in capsys.readouterr().err
+    assert [path.name for path in run.iterdir()] == [".lock"]  # nothing that would say that the other one failed
+    assert train.main(arguments(notes_file, notes_file / "run")) == 1
+    assert "run: cannot be written (Not a directory); choose another folder." in capsys.readouterr().err
+    assert train.main(arguments("nowhere.csv", notes_file / "run")) == 1
+    assert "no such file or folder" in capsys.readouterr().err
 
 
 def test_a_point_of_a_learning_curve(notes_file, tmp_path, capsys):
