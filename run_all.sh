@@ -44,7 +44,7 @@ while (($#)); do
     --dry-run | --dry_run) dry_run=true; shift; continue ;;
     -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; exit 0 ;;
     --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report) ;;
-    --train-sizes | --train_sizes | --price-per-hour | --price_per_hour) ;;
+    --train-sizes | --train_sizes | --price-per-hour | --price_per_hour | --cache-dir | --cache_dir) ;;
     --unlabeled)
       shift
       while (($#)) && [[ $1 != --* ]]; do
@@ -62,6 +62,8 @@ while (($#)); do
     --folds) folds=$2 ;; --jobs) jobs=$2 ;; --output) output=$2 ;; --report) report=$2 ;;
     --train-sizes | --train_sizes) sizes=$2 ;;
     --price-per-hour | --price_per_hour) prices=(--price_per_hour "$2") ;;
+    --cache-dir | --cache_dir)
+      if [[ $2 == /* ]]; then extra+=(--cache_dir "$2"); else extra+=(--cache_dir "${invoked_from}/$2"); fi ;;
   esac
   shift 2
 done
@@ -134,6 +136,9 @@ for tuning in frozen lora full; do
   done
 done
 ((${#plan[@]})) || die "nothing to run: --models ${models} --heads ${heads} --tuning ${tunings}"
+repeated=$(printf '%s\n' "${plan[@]}" | cut -f 1 | sort | uniq -d | head -n 1)
+[[ -z ${repeated} ]] || die "two runs would be in the folder ${repeated}: give each model, head, tuning and size once," \
+  "and encoders of different names"
 echo "${#plan[@]} runs of ${folds} folds on ${dataset}, ${jobs} at a time" \
   "(threads each: ${OMP_NUM_THREADS} of ${cores}, ${memory} GB free), into ${output}/"
 if ${dry_run}; then

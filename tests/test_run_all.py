@@ -11,8 +11,9 @@ import pandas as pd
 ROOT = Path(__file__).parent.parent
 
 
-def run_all(*arguments, cwd=ROOT):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+def run_all(*arguments, cwd=ROOT, commands=()):
+    """`commands`: folders with commands that take the place of others."""
+    path = os.pathsep.join(map(str, [*commands, Path(sys.executable).parent, os.environ["PATH"]]))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PATH": path}
     return subprocess.run(
         ["bash", ROOT / "run_all.sh", *map(str, arguments)],
@@ -56,6 +57,19 @@ def test_paths_are_as_seen_from_where_it_was_called(tmp_path):
     assert "tfidf\ttfidf\t-" in plan.stdout and f"my encoder-grn-frozen\t{here}/my encoder\tgrn" in plan.stdout
 
 
+def test_what_train_py_is_given(tmp_path):
+    """A command that says what it was given takes the place of the launcher."""
+    launcher = tmp_path / "bin" / "accelerate"
+    launcher.parent.mkdir()
+    launcher.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
+    launcher.chmod(0o755)
+    more = ["--models", "tfidf", "--cache_dir", "my cache", "--output", "out", "--report", "r", "--group_column", "p"]
+    run_all("--dataset", "someone/notes", *more, cwd=tmp_path, commands=[launcher.parent])
+    given = (tmp_path / "out" / "logs" / "tfidf.log").read_text()
+    assert f"|train.py|--model|tfidf|--dataset|someone/notes|--folds|5|--output_dir|{tmp_path}/out/tfidf|" in given
+    assert f"|--keep_model|False|--cache_dir|{tmp_path}/my cache|--group_column|p|" in given
+
+
 def test_mistakes_are_one_line():
     for arguments, message in (
         (["--heads", "gru"], "--heads gru: choose from linear"),
@@ -63,6 +77,8 @@ def test_mistakes_are_one_line():
         (["--jobs", "0"], "--jobs 0: give a number from 1"),
         (["--train-sizes", "100,all"], "--train-sizes all: give numbers of notes, or full"),
         (["--folds"], "--folds needs a value"),
+        (["--models", "tfidf", "--train-sizes", "50,50"], "two runs would be in the folder tfidf-n50: give each"),
+        (["--models", "drbert,drbert", "--heads", "grn"], "two runs would be in the folder drbert-grn-frozen"),
     ):
         done = run_all(*arguments)
         assert done.returncode == 2 and message in done.stderr
