@@ -3,10 +3,9 @@
 Knows predicted and true labels, folds and groups; no file, no model. What is resampled is whole groups (patients,
 documents): notes of one patient are not independent. Without groups every note is its own.
 
-Everything that is compared is a function of counts (a confusion matrix), and counts of groups add up: a resample of
-the notes is one row of a matrix product, and thousands of them are cheap. C is the number of counts: K x K for K
-classes that exclude each other (true class x predicted class), 4 K + 2 for multi-label notes (TN, FP, FN, TP of each
-class, notes with all classes right, notes).
+Everything that is compared is a function of counts, and counts of groups add up: a resample of the notes is one row
+of a matrix product, and thousands of them are cheap. For K classes there are C = 3 K + 2 counts: true positives, false
+positives and false negatives of each class, notes answered rightly, notes.
 """
 
 from collections.abc import Sequence
@@ -61,16 +60,16 @@ class Answers:
 
     def count(self, parts: np.ndarray) -> np.ndarray:
         """(seeds, parts, C): the counts of the notes of each part, `parts` (notes,) saying whose part a note is."""
-        classes = self.num_classes
-        if self.is_multi_label:
-            kind = 2 * self.labels + self.predicted  # 0 TN, 1 FP, 2 FN, 3 TP
-            one_hot = (kind[..., None] == np.arange(4)).reshape(*kind.shape[:2], 4 * classes)
-            notes = np.ones((*kind.shape[:2], 1), dtype=bool)
-            one_hot = np.concatenate([one_hot, self.correct[..., None], notes], axis=2)
-        else:
-            one_hot = (self.labels * classes + self.predicted)[..., None] == np.arange(classes * classes)
-        totals = np.zeros((len(self.predicted), parts.max() + 1, one_hot.shape[2]))
-        for seed, of_notes in enumerate(one_hot):
+        truth, answers = self.labels, self.predicted
+        if not self.is_multi_label:
+            truth, answers = (each[..., None] == np.arange(self.num_classes) for each in (truth, answers))
+        truth, answers = truth.astype(bool), answers.astype(bool)
+        notes = np.ones((*answers.shape[:2], 1), dtype=bool)
+        counted = np.concatenate(
+            [truth & answers, ~truth & answers, truth & ~answers, self.correct[..., None], notes], axis=2
+        )
+        totals = np.zeros((len(self.predicted), parts.max() + 1, counted.shape[2]))
+        for seed, of_notes in enumerate(counted):
             np.add.at(totals[seed], parts, of_notes)
         return totals
 
@@ -92,9 +91,7 @@ class Answers:
         """
         hits, false_alarms, missed = self.errors_by_class(counts)
         if metric == "accuracy":
-            if self.is_multi_label:
-                return _ratio(counts[..., -2], counts[..., -1])
-            return _ratio(hits.sum(axis=-1), counts.sum(axis=-1))
+            return _ratio(counts[..., -2], counts[..., -1])
         name, average = metric.split("_")
         if average == "micro":
             return OF_CLASS[name](*(part.sum(axis=-1) for part in (hits, false_alarms, missed)))
@@ -110,12 +107,15 @@ class Answers:
 
     def errors_by_class(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Counts (..., C) to true positives, false positives and false negatives, each (..., classes)."""
-        if self.is_multi_label:
-            table = counts[..., :-2].reshape(*counts.shape[:-1], self.num_classes, 4)
-            return table[..., 3], table[..., 1], table[..., 2]
-        matrix = counts.reshape(*counts.shape[:-1], self.num_classes, self.num_classes)
-        hits = matrix.diagonal(axis1=-2, axis2=-1)
-        return hits, matrix.sum(axis=-2) - hits, matrix.sum(axis=-1) - hits
+        return tuple(np.split(counts[..., :-2], 3, axis=-1))
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(classes, classes): notes by true class and answer where classes exclude each other; the mean over seeds and
+        over several draws of the folds."""
+        pairs = (self.labels * self.num_classes + self.predicted).ravel()
+        counts = np.bincount(pairs, minlength=self.num_classes**2).reshape(self.num_classes, -1)
+        return counts / (len(self.predicted) * self.repeats)
 
     def estimate(self, metric: str) -> float:
         """On the notes of all folds together, the mean over seeds."""

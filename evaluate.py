@@ -104,6 +104,11 @@ def main() -> int:
         check_average(results, args.average)
     except ValueError as error:
         return complain(error)
+    try:  # before the statistics, which take their time
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "results.csv").open("a").close()
+    except OSError as error:
+        return complain(f"--output {args.output}: cannot be written ({error.strerror}); choose another folder")
 
     missing = find_missing(plans, pd.concat([results, failures]))
     cells = figures.in_paper_order(aggregate(results, failures, missing))

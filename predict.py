@@ -119,6 +119,8 @@ def main(argv: list[str] | None = None) -> int:
             raise DataError(f"--output {arguments.output}: exists already; choose another file.")
         if not Path(arguments.output).absolute().parent.is_dir():
             raise DataError(f"--output {arguments.output}: no such folder.")
+        if not os.access(Path(arguments.output).absolute().parent, os.W_OK):  # known before the work is done
+            raise DataError(f"--output {arguments.output}: the folder cannot be written; choose another.")
         facts = read_facts(arguments.model)
         asked = DataArguments(
             dataset=arguments.dataset,

@@ -149,9 +149,10 @@ class Table:
 
     def draw(self, style: str) -> str:
         """`style` is one of tabulate's; 'pipe' gives Markdown."""
-        rows = [[*row] for row in self.rows]
+        columns, rows = self.columns, [[*row] for row in self.rows]
         if style == "pipe":
-            rows = [[text.replace("|", "\\|") for text in row] for row in rows]
+            # the name of a class or of a data set may hold what ends a cell or a line
+            columns, *rows = [[" ".join(text.split()).replace("|", "\\|") for text in row] for row in (columns, *rows)]
             if self.best is not None:
                 place = self.columns.index(self.best_column)
                 rows[self.best][place] = f"**{rows[self.best][place]}**"
@@ -159,7 +160,7 @@ class Table:
         # a terminal is narrow, but a Markdown header must stay on one line
         width = None if style == "pipe" else 12
         return tabulate(
-            rows, self.columns, tablefmt=style, disable_numparse=True, colalign=alignment, maxheadercolwidths=width
+            rows, columns, tablefmt=style, disable_numparse=True, colalign=alignment, maxheadercolwidths=width
         )
 
 
@@ -202,9 +203,9 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     cells.to_csv(folder / "results.csv", index=False)
-    # text stays text in the SVG (searchable, sharp), and the same results give the same file
-    drawn = {}
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "frugal-notes"}):
+    # text stays text in the SVG (searchable, sharp), a $ in a name is no formula, the same results give the same file
+    drawn, style = {}, {"svg.fonttype": "none", "svg.hashsalt": "frugal-notes", "text.parse_math": False}
+    with matplotlib.rc_context(style):
         if ((cells.train_size == "-") & (cells.folds_finished > 0)).any():
             drawn["f1_vs_hours"] = draw_figure(cells, average)
         for number_of_dataset, (name, rows) in enumerate(cells.groupby("dataset", sort=False), start=1):
@@ -417,12 +418,13 @@ def class_table(answers: Answers, class_names: tuple[str, ...]) -> Table:
 def confusion_table(answers: Answers, class_names: tuple[str, ...]) -> Table:
     """Notes by true class and answer, all folds together, the mean over seeds and over several draws of the folds;
     multi-label notes class by class."""
-    counts = answers.by_group.sum(axis=1).mean(axis=0) / answers.repeats
     if answers.is_multi_label:
-        rows, columns = counts[:-2].reshape(-1, 4)[:, [3, 2, 1, 0]], ["found", "missed", "false alarm", "rightly not"]
-        first = "Class"
+        counts = answers.by_group.sum(axis=1).mean(axis=0) / answers.repeats
+        found, false_alarms, missed = answers.errors_by_class(counts)
+        rows = np.stack([found, missed, false_alarms, counts[-1] - found - false_alarms - missed], axis=1)
+        first, columns = "Class", ["found", "missed", "false alarm", "rightly not"]
     else:
-        rows, columns = counts.reshape(len(class_names), -1), [f"answered {name}" for name in class_names]
+        rows, columns = answers.confusion, [f"answered {name}" for name in class_names]
         first = "True class"
     return Table(
         [first, *columns], [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(class_names, rows, strict=True)]

@@ -414,3 +414,11 @@ def test_no_such_folder(runs, evaluate, capsys):
     with pytest.raises(SystemExit):
         evaluate(folders=(runs / "absent",))
     assert "absent is not a folder" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_one_line(runs, evaluate, monkeypatch):
+    write_result(runs, "tfidf", 0, 0.8)
+    (runs.parent / "report").touch()
+    monkeypatch.setattr(command, "compare_models", None)  # it is known before the statistics are computed
+    code, _, complaints, _ = evaluate()
+    assert code == 1 and "report: cannot be written (File exists); choose another folder" in complaints

@@ -301,6 +301,22 @@ def test_folds_drawn_twice_count_a_note_once():
     assert counts.sum() == 3
 
 
+def test_errors_of_several_labels_are_counted_class_by_class():
+    labels, predicted = np.array([[1, 0], [1, 1], [0, 0], [0, 0]]), np.array([[[1, 1], [0, 1], [1, 0], [0, 0]]])
+    answers = Answers(np.arange(4), labels, predicted, np.arange(4), np.zeros(4), 2)
+    table = report.confusion_table(answers, ("a", "b"))
+    assert table.columns == ["Class", "found", "missed", "false alarm", "rightly not"]
+    assert table.rows == [["a", "1", "1", "1", "1"], ["b", "1", "0", "1", "2"]]
+
+
+def test_names_that_would_break_a_figure_or_a_table(runs, make_report):
+    for model in ("tfidf", "transformer"):
+        write_run(runs, model, run__dataset="notes_$2_$3_^.csv")
+    assert (make_report() / "f1_vs_hours.svg").read_text().count("notes_$2_$3_^.csv") == 1
+    lines = report.Table(["True class", "answered p|q\nr"], [["p|q\nr", "3"]]).draw("pipe").splitlines()
+    assert len(lines) == 3 and lines[0].count("answered p\\|q r") == 1 and r"p\|q r" in lines[2]
+
+
 def test_durations_are_in_the_unit_a_reader_would_use():
     hours = [0.5 / 3600, 90 / 3600, 0.5, 1, 1234.4]
     assert [report.duration(value) for value in hours] == ["0.5 s", "1.5 min", "30 min", "1 h", "1,234 h"]
