@@ -81,6 +81,7 @@ class StopAfterEpoch(TrainerCallback):
     def on_epoch_end(self, args, state, control, **kwargs):
         if state.epoch >= self.last - 1e-6:
             control.should_training_stop = True
+            control.should_save = False  # resumed from there it would train for one more epoch before it could stop
 
 
 class EvaluateEvery(TrainerCallback):
