@@ -3,6 +3,7 @@
 Knows the Hub and nothing of notes or training. A name is an alias of `BACKBONES`, any Hub id, or a local folder.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def find_backbone(model: str, revision: str | None = None) -> Backbone:
 
 def is_local(backbone: Backbone) -> bool:
     return Path(backbone.hub_id).is_dir()
+
+
+def encoder_fingerprint(backbone: Backbone) -> str:
+    """Tells one encoder from another: by Hub id and revision, or by the content of a folder, which has no revision."""
+    digest = hashlib.sha256()
+    if is_local(backbone):
+        for path in sorted(path for path in Path(backbone.hub_id).iterdir() if path.is_file()):
+            with open(path, "rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    else:
+        digest.update(f"{backbone.hub_id}@{backbone.revision}".encode())
+    return digest.hexdigest()[:16]
 
 
 def resolve_commit(backbone: Backbone) -> str | None:

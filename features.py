@@ -30,7 +30,7 @@ import torch
 import transformers
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from backbones import Backbone, is_local
+from backbones import Backbone, encoder_fingerprint
 from batches import WindowCollator, round_up_width, tokenize_notes
 from data import DataArguments, DataError
 from locks import alone_with
@@ -146,18 +146,11 @@ def features_key(
     dtype: torch.dtype,
 ) -> str:
     """A name for all that the hidden states depend on; of the texts it holds nothing but a hash."""
-    encoder = hashlib.sha256()
-    if is_local(backbone):  # nothing but its content says which version of a folder this is
-        for path in sorted(path for path in Path(backbone.hub_id).iterdir() if path.is_file()):
-            with open(path, "rb") as file:
-                encoder.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    else:
-        encoder.update(f"{backbone.hub_id}@{backbone.revision}".encode())
     content = hashlib.sha256()
     for text in texts:
         content.update(hashlib.sha256(text.encode()).digest())
     facts = {
-        "encoder": encoder.hexdigest(),
+        "encoder": encoder_fingerprint(backbone),
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "texts": content.hexdigest(),
         "max_length": arguments.max_length,

@@ -221,6 +221,8 @@ def build_model(
         tokenizer = AutoTokenizer.from_pretrained(pretrained, model_max_length=data_args.max_length)
         config = ScratchConfig.from_pretrained(pretrained, mask_token_id=tokenizer.mask_token_id, **small)
         model = ScratchForSequenceClassification.from_pretrained(pretrained, config=config)
+        if model_args.ngram_branch:
+            model.ngrams.requires_grad_(False)  # what a checkpoint lacks was made anew, for training
         described |= {"kind": "in-house", "transductive": getattr(config, "transductive", False)}
     elif model_args.model in SCRATCH_MODELS:
         with main_first:

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -49,6 +50,7 @@ from transformers.utils import logging as transformers_logging
 from backbones import (
     OFFSET_POSITIONS,
     BackboneError,
+    encoder_fingerprint,
     find_backbone,
     load_config_and_tokenizer,
     longest_input,
@@ -70,6 +72,7 @@ logger = logging.getLogger("train")
 ARCHITECTURES = {"camembert": "unigram", "roberta": "bpe", "bert": "wordpiece"} | dict.fromkeys(SCRATCH_MODELS, "bpe")
 MIN_DOCUMENTS, MIN_HELD_OUT, MAX_HELD_OUT = 20, 5, 100
 REPORT_FILE = "pretrain.json"
+CODE = ("pretrain.py", "corpus.py", "tokenization.py", "scratch_model.py", "muon.py")  # what an encoder depends on
 
 # What differs from the defaults of TrainingArguments; the command line wins. All ours.
 COMMON_RECIPE = dict(
@@ -253,9 +256,19 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
             f"--optim {training_args.optim}: Muon leaves embeddings and biases to {' or '.join(MUON_GOES_WITH)}; give "
             "one of these, or --muon False."
         )
+    refuse_several_gpus(training_args)
     if training_args.push_to_hub:
         raise ArgumentError("--push_to_hub: an encoder trained on notes may remember them; pretrain.py pushes none.")
     return arguments, training_args
+
+
+def refuse_several_gpus(training_args: TrainingArguments):
+    """The Trainer would split every batch among them in one process, which our losses and collators do not expect."""
+    if training_args.n_gpu > 1:
+        raise ArgumentError(
+            f"{training_args.n_gpu} GPUs in one process: start with `accelerate launch --multi_gpu`, or choose one "
+            "GPU with CUDA_VISIBLE_DEVICES=0."
+        )
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------
@@ -455,11 +468,12 @@ def load_existing(arguments: PretrainArguments) -> tuple[PreTrainedModel, PreTra
 
 
 class MaskedLanguageModelTrainer(Trainer):
-    # The models' loss is a mean over the micro-batch, whatever their signature suggests (transformers#47688).
     loss_is_scaled_for_ga = False
 
     def __init__(self, *args, muon: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
+        # The models' loss is a mean over the micro-batch, whatever their signature suggests (transformers#47688).
+        self.model_accepts_loss_kwargs = False
         self.muon = muon
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -518,6 +532,14 @@ def check_output(arguments: PretrainArguments, output: Path):
     (output / REPORT_FILE).unlink(missing_ok=True)
 
 
+def code_fingerprint() -> str:
+    """Of what trains here: an encoder that earlier code made is not taken for one that this code would make."""
+    digest = hashlib.sha256(transformers.__version__.encode())
+    for name in CODE:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def resolve_settings(arguments: PretrainArguments, training_args: TrainingArguments, text: PretrainingText) -> dict:
     """All that decides what the model becomes, as pretrain.json holds it; files and folders by their names alone."""
     described = asdict(arguments)
@@ -527,6 +549,10 @@ def resolve_settings(arguments: PretrainArguments, training_args: TrainingArgume
             described[name] = path.resolve().name
     described["unlabeled"] = [Path(source).expanduser().resolve().name for source in arguments.unlabeled]
     del described["overwrite"], described["id_column"]  # which decides what is left out: the text tells
+    described["encoder"] = None
+    if arguments.model is not None:
+        described["encoder"] = encoder_fingerprint(find_backbone(arguments.model, arguments.model_revision))
+    described["code"] = code_fingerprint()
     training = {name: getattr(training_args, name) for name in DECISIVE}
     return json.loads(json.dumps({"arguments": described, "training": training, **text.describe()}, default=str))
 

@@ -115,9 +115,9 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_memory_mb() -> float:
-    """The most memory (10^6 bytes) that this process has held so far, on the GPU where there is one."""
-    if torch.cuda.is_available():
+def peak_memory_mb(on_gpu: bool) -> float:
+    """The most memory (10^6 bytes) that this process has held so far, of the GPU's or of the machine's."""
+    if on_gpu:
         return torch.cuda.max_memory_allocated() / 1e6
     import resource  # not on Windows
 

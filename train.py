@@ -42,7 +42,7 @@ from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
-from pretrain import ArgumentError
+from pretrain import ArgumentError, refuse_several_gpus
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
@@ -100,7 +100,7 @@ DECISIVE = (
 ).split()
 
 # The arguments of the model that cannot.
-NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only memory_gb country_iso_code".split()
+NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only country_iso_code".split()
 OF_PRETRAINING = ("unlabeled", "pretrain_on", "pretraining_tokens", "transductive")  # of models pretrained in-house
 
 SPEED_NOTES, SPEED_SECONDS = 64, 5.0  # what a model's speed in use is measured on, at most (ours)
@@ -140,11 +140,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         raise ArgumentError(f"--num_train_epochs {training_args.num_train_epochs:g}: give more than 0.")
     if len(set(model_args.seeds)) < len(model_args.seeds):
         raise ArgumentError(f"--seeds {' '.join(map(str, model_args.seeds))}: give each seed once.")
-    if training_args.n_gpu > 1:
-        raise ArgumentError(
-            f"{training_args.n_gpu} GPUs in one process: start with `accelerate launch --multi_gpu`, or choose one "
-            "GPU with CUDA_VISIBLE_DEVICES=0."
-        )
+    refuse_several_gpus(training_args)
     if training_args.push_to_hub and chosen.kind == "baseline":
         raise ArgumentError(
             f"--push_to_hub: the vocabulary of {model_args.model} spells out words of the notes; it is not pushed."
@@ -206,6 +202,7 @@ def run_fold(
     of the last fold and seed also has what the model costs in use.
     """
     notes, training_args = run.notes, run.training_args
+    on_gpu = run.model_args.kind != "baseline" and training_args.device.type == "cuda"
     checkpoints = folder / "checkpoints"
     if run.model_args.kind == "baseline":
         trained = train_baseline(run, split)
@@ -254,7 +251,7 @@ def run_fold(
         "cost": {
             **trained.cost,
             "evaluation_seconds": seconds,
-            "peak_memory_mb": peak_memory_mb(),
+            "peak_memory_mb": peak_memory_mb(on_gpu),
             # of the last fold alone: a frozen encoder, which no fold needs, is loaded for it and stays in memory
             **(measure_deployment(run, trained, split) if is_last else NOT_MEASURED),
         },
@@ -306,6 +303,8 @@ def resolve_settings(run: Run, seed: int) -> dict:
     model = {name: value for name, value in asdict(model_args).items() if name not in left_out}
     if in_house:
         model["unlabeled"] = run.unlabeled.fingerprint()
+    if model_args.kind in TUNINGS:
+        model["encoder"] = run.encoder
     training = {name: getattr(training_args, name) for name in DECISIVE}
     settings = {"model": model, "data": asdict(run.data_args), "training": training, "seed": seed}
     settings["training"]["world_size"] = training_args.world_size

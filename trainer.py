@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from backbones import find_backbone, load_config_and_tokenizer
+from backbones import encoder_fingerprint, find_backbone, load_config_and_tokenizer
 from baseline import BASELINES, Settings, TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from callbacks import EpochLine, EvaluateEvery, StopAfterEpoch, TrainingClock
@@ -73,6 +73,7 @@ def weighted_loss(
     of four give the gradient of one batch of eight.
     """
     if labels.ndim == 2:
+        labels = labels * (1 - label_smoothing) + label_smoothing / 2
         return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=class_weights)
     losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     return (losses if class_weights is None else losses * class_weights[labels]).mean()
@@ -115,17 +116,19 @@ class OrderedByLength(LengthGroupedSampler):
     def __init__(self, arguments: TrainingArguments, dataset: datasets.Dataset):
         self.seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
         batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
-        super().__init__(batch, lengths=dataset["length"], generator=torch.Generator().manual_seed(self.seed))
+        # a list: the column of a dataset would be looked up row by row in every sorting
+        super().__init__(batch, lengths=list(dataset["length"]), generator=torch.Generator().manual_seed(self.seed))
 
     def set_epoch(self, epoch: int):
-        self.generator.manual_seed(self.seed + epoch)
+        # of the pair: with their sum, neighbouring seeds would have one sequence of orders, shifted
+        self.generator.manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
 
 
 class NoteTrainer(Trainer):
     """A Trainer whose loss weighs classes and adds the experts' load-balancing loss."""
 
-    # The loss below is a mean over the micro-batch: the Trainer divides it by the accumulation steps.
-    loss_is_scaled_for_ga = False
+    # The loss below is a micro-batch's share of the mean over the notes of a step: there is nothing left to divide.
+    loss_is_scaled_for_ga = True
 
     def __init__(self, *args, class_weights: torch.Tensor | None = None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -134,6 +137,11 @@ class NoteTrainer(Trainer):
         self.add_callback(EpochLine())
         self.remove_callback(PrinterCallback)
 
+    def get_batch_samples(self, *args) -> tuple[list, torch.Tensor | int | None]:
+        micro_batches, items = super().get_batch_samples(*args)
+        self.notes_in_step = sum(len(batch["labels"]) for batch in micro_batches)
+        return micro_batches, items
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = dict(inputs)
         labels = inputs.pop("labels")
@@ -141,6 +149,8 @@ class NoteTrainer(Trainer):
         loss = weighted_loss(outputs.logits, labels, self.class_weights, self.args.label_smoothing_factor)
         if "auxiliary_loss" in outputs:
             loss = loss + outputs["auxiliary_loss"]
+        if self.model.training:
+            loss = loss * (len(labels) / self.notes_in_step)  # the last micro-batch of an epoch may have fewer notes
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: datasets.Dataset | None = None) -> Sampler | None:
@@ -184,6 +194,11 @@ class Run:
     @property
     def output(self) -> Path:
         return Path(self.training_args.output_dir)
+
+    @cached_property
+    def encoder(self) -> str:
+        """Which pretrained encoder it is: a folder may hold another one tomorrow."""
+        return encoder_fingerprint(find_backbone(self.model_args.model, self.model_args.model_revision))
 
     @cached_property
     def features(self) -> FrozenFeatures:

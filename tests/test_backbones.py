@@ -17,7 +17,16 @@ from transformers import (
     T5Config,
 )
 
-from backbones import BACKBONES, BackboneError, find_backbone, is_local, load_config_and_tokenizer, longest_input
+from backbones import (
+    BACKBONES,
+    Backbone,
+    BackboneError,
+    encoder_fingerprint,
+    find_backbone,
+    is_local,
+    load_config_and_tokenizer,
+    longest_input,
+)
 
 ACCENTED = "Échographie À l’étage : œdème, FEVG à 25 %"
 
@@ -82,6 +91,15 @@ def test_unreachable_hub(model):
     with pytest.raises(BackboneError, match=message) as caught:
         load_config_and_tokenizer(find_backbone(model))
     assert "\n" not in str(caught.value)
+
+
+def test_another_encoder_in_the_same_folder_is_noticed(copy):
+    folder = copy()
+    before = encoder_fingerprint(find_backbone(str(folder)))
+    assert before == encoder_fingerprint(find_backbone(str(folder)))
+    (folder / "model.safetensors").write_bytes(b"another")
+    assert before != encoder_fingerprint(find_backbone(str(folder)))
+    assert encoder_fingerprint(Backbone("a/b", "1")) != encoder_fingerprint(Backbone("a/b", "2"))
 
 
 def test_folder_without_model(tmp_path):

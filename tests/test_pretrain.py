@@ -193,6 +193,32 @@ def test_scores_at_masked_tokens_alone_give_the_same_loss(camembert, tmp_path):
     assert int((labels != -100).sum()) < 60 and outputs.logits.shape == (60, model.config.vocab_size)
 
 
+def test_accumulation_does_not_change_the_loss(tmp_path):
+    """ModernBERT's loss takes what the Trainer counts, and would be divided by the micro-batches once more."""
+    sizes = dict(vocab_size=100, hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16)
+    model = AutoModelForMaskedLM.from_config(
+        AutoConfig.for_model("modernbert", **sizes, pad_token_id=0, attn_implementation="sdpa")
+    )
+    ids = torch.randint(5, 100, (8, 16))
+    blocks = [{"input_ids": row, "labels": row} for row in ids]
+    args = pretrain.TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1, logging_steps=1, save_strategy="no",
+        per_device_train_batch_size=2, gradient_accumulation_steps=4, learning_rate=0.0, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = pretrain.MaskedLanguageModelTrainer(model=model, args=args, train_dataset=blocks)
+    trainer.train()
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids, labels=ids).loss.item()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_code_that_trains_is_part_of_what_an_encoder_is(monkeypatch):
+    assert all((Path(pretrain.__file__).parent / name).is_file() for name in pretrain.CODE)
+    before = pretrain.code_fingerprint()
+    monkeypatch.setattr(pretrain.transformers, "__version__", "4.0")
+    assert before != pretrain.code_fingerprint()
+
+
 def test_layers_are_trained_by_muon_where_it_is_asked_for(camembert, tmp_path):
     model = AutoModelForMaskedLM.from_pretrained(camembert[0])
     args = pretrain.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", weight_decay=0.1)

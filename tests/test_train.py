@@ -25,6 +25,7 @@ from trainer import Run, last_complete_checkpoint
 
 ROOT = Path(__file__).parent.parent
 ACCELERATE = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+IN_HOUSE = "--model transformer-pretrained --pretraining_tokens 10000 --min_steps 0".split()
 SMALL = ["--folds", "2", "--max_length", "64", "--vocab_size", "400", "--num_train_epochs", "2", "--use_cpu"]
 
 
@@ -162,6 +163,9 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
         assert facts["documents"] + facts["removed"]["by_content"] + facts["removed"]["copies"] == sizes["train"] + 130
         assert not facts["transductive"] and not result["model"]["transductive"]
         assert result["cost"]["pretraining_hours"] > 0
+        # the n-grams' are fitted, not trained: 2 classes x 3 vectors x 2^17 buckets and their inverse frequencies
+        apart = result["model"]["total_parameters"] - result["model"]["trainable_parameters"]
+        assert apart == 3 * 3 * 2**17 + 2
         assert facts == results[0, fold]["model"]["pretraining"]  # seeds share it
     assert results[0, 0]["model"]["pretraining"]["id"] != results[0, 1]["model"]["pretraining"]["id"]
     # one for each fold and one for the model for use, on all notes; the second seed does not look at the text again
@@ -323,8 +327,9 @@ def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys):
     """What pretrain.py makes: it takes every tuning, but is not pushed, since its code would be missing there."""
     encoder = tmp_path / "small"
     text = ["--dataset", str(notes_file), "--unlabeled", "synthetic:60", "--split_column", "none", "--output_dir"]
-    sizes = "--hidden_size 16 --num_attention_heads 2 --intermediate_size 32 --max_length 32 --vocab_size 400".split()
-    assert pretrain.main([*text, str(encoder), "--architecture", "transformer", *sizes, "--max_steps", "2"]) == 0
+    small = "--architecture transformer --hidden_size 16 --num_attention_heads 2 --intermediate_size 32".split()
+    small += "--max_length 32 --vocab_size 400".split()
+    assert pretrain.main([*text, str(encoder), *small, "--max_steps", "2"]) == 0
     of_encoder = ["--model", str(encoder), "--head", "linear", "--folds", "1", "--num_train_epochs", "1"]
     for tuning in ("frozen", "lora", "full"):
         output = tmp_path / tuning
@@ -333,6 +338,10 @@ def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys):
         assert result["model"]["kind"] == "pretrained" and result["cost"]["epochs"] == 1
     assert train.main(arguments(notes_file, tmp_path / "pushed", *of_encoder, "--push_to_hub")) == 1
     assert "push one of --model transformer-pretrained" in capsys.readouterr().err
+    # another one in the same folder: a fold that was trained on the first does not count for it
+    assert pretrain.main([*text, str(encoder), "--overwrite", *small, "--max_steps", "3"]) == 0
+    assert train.main(arguments(notes_file, tmp_path / "frozen", *of_encoder, "--tuning", "frozen")) == 1
+    assert "was finished with other settings (encoder " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])
@@ -509,15 +518,16 @@ def test_a_killed_run_resumes_to_the_same_result(notes_file, tmp_path):
 # On a CPU, `accelerate launch --num_processes 2` starts one process unless MPI is there (accelerate 1.15); torchrun
 # starts two. Both must give a valid run.
 @pytest.mark.parametrize(
-    ("launcher", "processes"),
+    ("launcher", "processes", "more"),
     [
-        (["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", *ACCELERATE], 1),
-        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 2),
+        (["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", *ACCELERATE], 1, []),
+        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 2, []),
+        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 2, IN_HOUSE),
     ],
 )
-def test_launchers(notes_file, tmp_path, launcher, processes):
+def test_launchers(notes_file, tmp_path, launcher, processes, more):
     output = tmp_path / "run"
-    run = launch([sys.executable, "-m", *launcher], *arguments(notes_file, output))
+    run = launch([sys.executable, "-m", *launcher], *arguments(notes_file, output, *more))
     printed, _ = run.communicate(timeout=180)
     assert run.returncode == 0, printed
     notes = pd.read_csv(notes_file).set_index("id")
