@@ -323,23 +323,22 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
     Cells whose predictions are on other notes or folds than the first's are left out too. `unreadable` gets a line for
     each cell that is.
     """
-    kept, answers, trust, subgroups = [], [], [], []
+    usable = []  # of each cell its number, answers, trust and subgroups
     for number, cell in cells[(cells.status == "complete") & (cells.train_size == "-")].iterrows():
         folds = results[(results[CELL] == cell[CELL]).all(axis=1)].sort_values(["seed", "fold"])
         try:
             predictions = read_predictions(folds)
             of_cell = collect_answers(predictions, len(folds.class_names.iloc[0]))
-            if answers and not same_notes(of_cell, answers[0]):
+            if usable and not same_notes(of_cell, usable[0][1]):
                 raise ValueError("predictions on other notes")
-            trust.append(measure_trust(predictions, folds, cell.task))
-            subgroups.append(score_subgroups(predictions[0], of_cell, metric))
-            answers.append(of_cell)
-            kept.append(number)
+            trust = measure_trust(predictions, folds, cell.task)
+            usable.append((number, of_cell, trust, score_subgroups(predictions[0], of_cell, metric)))
         except (OSError, ValueError, KeyError, TypeError) as error:
             # only the kind of error: the file may be anything, and what it holds is not ours to print
             unreadable.append(
                 f"statistics of {figures.cell_name(cell)}: no usable predictions ({type(error).__name__})"
             )
+    kept, answers, trust, subgroups = map(list, zip(*usable, strict=True)) if usable else ([], [], [], [])
     if len(answers) < 2:
         return report.Compared(kept, answers, trust, subgroups, None, None)
     whole = results[results.train_size == "-"]
