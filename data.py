@@ -4,8 +4,7 @@ First stage of the pipeline; knows no model. A corpus is a table with a text col
 TSV, JSONL or Parquet file, a folder of split files (`train.csv`, `validation.csv`, `test.csv`), a Hub data set, or
 the built-in `synthetic` corpus. Local files are read straight into memory: nothing is copied into a cache.
 
-Note text never leaves this file except as token ids: messages carry row numbers (counted from 1, header excluded), ids
-and counts.
+No message holds note text: they carry row numbers (counted from 1, header excluded), ids and counts.
 """
 
 import hashlib

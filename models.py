@@ -65,14 +65,21 @@ class ModelArguments:
             "choices": [*TUNINGS],
         },
     )
-    head_size: int = field(default=0, metadata={"help": "Narrow width of the structure; 0: its default in heads.py."})
+    head_size: int = field(
+        default=0, metadata={"help": "Narrow width of adapter, lightweight, tiny-attention; 0: as in heads.py."}
+    )
     pooling: str = field(
         default="mean",
-        metadata={"help": "Tokens to one vector: mean over tokens or first (cls).", "choices": ["mean", "cls"]},
+        metadata={
+            "help": "Pretrained encoders: tokens to one vector, mean or first (cls).",
+            "choices": ["mean", "cls"],
+        },
     )
     dropout: float = field(default=0.1, metadata={"help": "Dropout in head and classifier, and in the small models."})
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA; its scale alpha is twice the rank (ours)."})
-    vocab_size: int = field(default=6000, metadata={"help": "Largest vocabulary of a model from scratch."})
+    vocab_size: int = field(
+        default=6000, metadata={"help": "Largest vocabulary of a model from scratch (8,000 of one pretrained)."}
+    )
     unlabeled: list[str] = field(
         default_factory=list,
         metadata={
@@ -131,7 +138,8 @@ class ModelArguments:
     min_steps: int = field(
         default=0,
         metadata={
-            "help": "Train for at least so many steps, by more epochs where notes are few, looked at as often in all."
+            "help": "Plan for at least so many steps, by more epochs where notes are few, looked at as often in all; "
+            "early stopping may end it sooner."
         },
     )
     memory_gb: float | None = field(
@@ -158,8 +166,8 @@ class ModelArguments:
     cache_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Where the hidden states of a frozen encoder are kept, for other heads and later runs; derived "
-            "from the notes, safe to delete. Default: OUTPUT_DIR/features."
+            "help": "Where the hidden states of a frozen encoder, and models pretrained in-house, are kept for later "
+            "runs; derived from the notes, safe to delete. Default: OUTPUT_DIR/features, OUTPUT_DIR/pretrained."
         },
     )
     features_only: bool = field(

@@ -235,7 +235,12 @@ class PretrainArguments:
 def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, TrainingArguments]:
     """The command line over our recipe over the defaults of the libraries."""
     parser = HfArgumentParser(
-        (PretrainArguments, TrainingArguments), description=__doc__.splitlines()[0], allow_abbrev=False
+        (PretrainArguments, TrainingArguments),
+        description=__doc__.splitlines()[0],
+        allow_abbrev=False,
+        epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}, output_dir models/..., use_cpu and bf16 as "
+        f"the machine is; by kind of model: {RECIPES}; for {', '.join(SCRATCH_MODELS)} also: max_length {BLOCK_LENGTH}, "
+        f"{SMALL_SIZES}",
     )
     first_look, _ = parser.parse_known_args(argv)
     recipe = RECIPES["from scratch" if first_look.model is None else "continued"]

@@ -14,6 +14,7 @@
 #                      is all of them): 100,250,500,1000,full
 #   --unlabeled P ...  further text, files or folders, for the models pretrained in-house
 #   --price-per-hour R what an hour of the machine costs, in any currency: the report then has prices
+#   --average A        of precision, recall and F1 in the report: macro (default), weighted, positive or micro
 #   --dry-run          print the plan with the hours it will take, from a short probe of each kind of run, and stop
 # Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size.
 # A run that fails does not stop the others; what is finished is kept when the command is given again.
@@ -28,7 +29,7 @@ dataset=synthetic folds=5 jobs=auto output=runs report=report demo=false dry_run
 models=tfidf,tfidf-nb,transformer,moe-transformer,transformer-pretrained,moe-transformer-pretrained,camembert-bio,alibert,drbert
 heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
-sizes=full unlabeled=() prices=()
+sizes=full unlabeled=() of_report=()
 known_heads=${heads//,/ } known_tunings=${tunings//,/ } known_models=${models}
 # The grid compares; `train.py` with the same arguments and folder then adds the model for use to a finished run.
 extra=(--keep_model False)
@@ -39,12 +40,13 @@ if [[ " $* " == *" --demo "* ]]; then
 fi
 while (($#)); do
   if [[ $1 == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi
+  if [[ $1 == --* ]]; then name=${1#--}; set -- "--${name//-/_}" "${@:2}"; fi  # --dry-run is --dry_run
   case "$1" in
     --demo) shift; continue ;;
-    --dry-run | --dry_run) dry_run=true; shift; continue ;;
+    --dry_run) dry_run=true; shift; continue ;;
     -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; exit 0 ;;
     --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report) ;;
-    --train-sizes | --train_sizes | --price-per-hour | --price_per_hour | --cache-dir | --cache_dir) ;;
+    --train_sizes | --price_per_hour | --average | --cache_dir) ;;
     --unlabeled)
       shift
       while (($#)) && [[ $1 != --* ]]; do
@@ -60,9 +62,12 @@ while (($#)); do
   case "$1" in
     --dataset) dataset=$2 ;; --models) models=$2 ;; --heads) heads=$2 ;; --tuning) tunings=$2 ;;
     --folds) folds=$2 ;; --jobs) jobs=$2 ;; --output) output=$2 ;; --report) report=$2 ;;
-    --train-sizes | --train_sizes) sizes=$2 ;;
-    --price-per-hour | --price_per_hour) prices=(--price_per_hour "$2") ;;
-    --cache-dir | --cache_dir)
+    --train_sizes) sizes=$2 ;;
+    --price_per_hour) of_report+=("$1" "$2") ;;
+    --average)
+      [[ " macro weighted positive micro " == *" $2 "* ]] || die "--average $2: choose from macro, weighted, positive, micro"
+      of_report+=("$1" "$2") ;;
+    --cache_dir)
       if [[ $2 == /* ]]; then extra+=(--cache_dir "$2"); else extra+=(--cache_dir "${invoked_from}/$2"); fi ;;
   esac
   shift 2
@@ -218,7 +223,7 @@ wait
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 status=0 table=none
-python evaluate.py "${output}" --output "${report}" ${prices[@]+"${prices[@]}"} || status=1
+python evaluate.py "${output}" --output "${report}" ${of_report[@]+"${of_report[@]}"} || status=1
 if [[ ${report}/results.md -nt ${output}/plan.tsv ]]; then table=${report}/results.md; fi
 if [[ -s ${output}/logs/failures.txt ]]; then
   echo "failed:"

@@ -77,6 +77,9 @@ def test_mistakes_are_one_line():
         (["--jobs", "0"], "--jobs 0: give a number from 1"),
         (["--train-sizes", "100,all"], "--train-sizes all: give numbers of notes, or full"),
         (["--folds"], "--folds needs a value"),
+        (["--average", "mean"], "--average mean: choose from macro"),
+        (["--train-size", "100"], "--train_size is for train.py; the grid has --train-sizes"),
+        (["--output-dir=x"], "--output_dir is for train.py; the grid has --models, --heads and --output"),
         (["--models", "tfidf", "--train-sizes", "50,50"], "two runs would be in the folder tfidf-n50: give each"),
         (["--models", "drbert,drbert", "--heads", "grn"], "two runs would be in the folder drbert-grn-frozen"),
     ):
