@@ -66,7 +66,7 @@ class ModelArguments:
         },
     )
     head_size: int = field(
-        default=0, metadata={"help": "Narrow width of adapter, lightweight, tiny-attention; 0: as in heads.py."}
+        default=0, metadata={"help": "Narrow width of the structure, of those that have one; 0: as in heads.py."}
     )
     pooling: str = field(
         default="mean",

@@ -238,9 +238,9 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
         (PretrainArguments, TrainingArguments),
         description=__doc__.splitlines()[0],
         allow_abbrev=False,
-        epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}, output_dir models/..., use_cpu and bf16 as "
-        f"the machine is; by kind of model: {RECIPES}; for {', '.join(SCRATCH_MODELS)} also: max_length {BLOCK_LENGTH}, "
-        f"{SMALL_SIZES}",
+        epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}, output_dir models/..., use_cpu and bf16 "
+        f"as the machine is; by kind of model: {RECIPES}; for {', '.join(SCRATCH_MODELS)} also: max_length "
+        f"{BLOCK_LENGTH}, {SMALL_SIZES}",
     )
     first_look, _ = parser.parse_known_args(argv)
     recipe = RECIPES["from scratch" if first_look.model is None else "continued"]
