@@ -117,8 +117,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         (ModelArguments, DataArguments, TrainingArguments),
         description=__doc__.splitlines()[0],
         allow_abbrev=False,  # run_all.sh would take --fold for another argument than --folds
-        epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}, output_dir runs/..., use_cpu and bf16 as "
-        f"the machine is; by kind of model: {RECIPES}; for models pretrained in-house also: {OF_IN_HOUSE}",
+        epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}, output_dir runs/..., use_cpu and bf16 "
+        f"as the machine is; by kind of model: {RECIPES}; for models pretrained in-house also: {OF_IN_HOUSE}",
     )
     first_look, _ = parser.parse_known_args(argv)  # the recipe depends on --model and --tuning
     chosen = ModelArguments(model=first_look.model, head=first_look.head, tuning=first_look.tuning)
