@@ -100,9 +100,8 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
     if is_scratch:
         what = f"a small Transformer trained from scratch ({run['model']})"
     if model["pretraining"]:
-        text = f"{model['pretraining']['documents']} documents"
-        text += "" if model["transductive"] else ", without the held-out notes"
-        what = f"a small Transformer ({run['model']}), pretrained on the text of {text}"
+        what = f"a small Transformer ({run['model']}), pretrained in-house"
+        what += "" if model["transductive"] else " (for the figures below without the text of held-out notes)"
     if model["transductive"]:
         what += "; it was pretrained on the text of its test notes too, so that its figures flatter it"
     if model["stand_in_for"]:

@@ -391,6 +391,12 @@ def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on:
         thresholds = (
             None if thresholds[0] is None else [statistics.mean(values) for values in zip(*thresholds, strict=True)]
         )
+        if trained.model["pretraining"] is not None:  # its own, which may have read what a fold's had to leave out
+            facts = trained.model["pretraining"]
+            trained_on += (
+                f" Before that it was pretrained on the text of {facts['documents']} documents, "
+                f"{facts['training_notes']} of the notes among them."
+            )
         partial = output / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         trained.save(partial, thresholds)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from accelerate.commands.launch import launch_command_parser
 from transformers import HfArgumentParser, TrainingArguments
 
 from backbones import BACKBONES
@@ -28,8 +29,9 @@ def known_flags() -> set[str]:
         ).stdout
         flags |= set(re.findall(r"--[a-z][\w-]*", shown))
     for labels in re.findall(r"^ +((?:--?[\w-]+(?: \| )?)+)\)", SCRIPT, re.MULTILINE):  # of run_all.sh's `case`
-        flags |= set(labels.split(" | "))
-    return flags
+        labels = labels.split(" | ")
+        flags |= {*labels, *(f"--{label[2:].replace('_', '-')}" for label in labels)}  # which it takes either way
+    return flags | {flag for action in launch_command_parser()._actions for flag in action.option_strings}
 
 
 def test_flags_of_the_readme_exist():
