@@ -353,8 +353,11 @@ def _name_label(value, names: list[str] | None) -> str:
     return names[int(value)] if names else _as_text(value)
 
 
-def _with_notes(names: list[str], found: set[str], column: str) -> list[str]:
-    """The declared classes that have notes: of another there is nothing to learn, and a score of it would be 0."""
+def _order_classes(found: set[str], names: list[str] | None, column: str) -> list[str]:
+    """The classes that have notes, in the order declared, since of another there is nothing to learn; undeclared ones
+    numbers by value, '2' before '10', then words by alphabet."""
+    if names is None:
+        return sorted(found, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     unused = [name for name in names if name not in found]
     if unused:
         logger.warning("Column %s: no note has the class %s; left out", column, ", ".join(unused))
@@ -393,8 +396,7 @@ def _encode_labels(
             ]
         rows = [[_name_label(label, names) for label in labels if not _is_missing(label)] for labels in column]
         found = {label for row in rows for label in row}
-        classes = _with_notes(names, found, arguments.label_column) if names else _sort_labels(found)
-        encoder = MultiLabelBinarizer(classes=classes)
+        encoder = MultiLabelBinarizer(classes=_order_classes(found, names, arguments.label_column))
         labels = encoder.fit_transform(rows).astype(np.int64)
         class_names = list(encoder.classes_)
         _refuse_text(class_names, arguments)
@@ -414,7 +416,7 @@ def _encode_labels(
             f"--label_column {arguments.label_column}: {len(counts)} different labels, most of them on one note only: "
             "is that a column of text?"
         )
-    class_names = _with_notes(names, set(values), arguments.label_column) if names else _sort_labels(set(values))
+    class_names = _order_classes(set(values), names, arguments.label_column)
     _refuse_text(class_names, arguments)
     if len(set(values)) < 2:
         raise DataError(f"All {len(values)} notes carry the same label: a classifier needs at least 2 classes.")
@@ -433,11 +435,6 @@ def _refuse_text(class_names: list[str], arguments: DataArguments):
     """Before any message or log line names a class: it must not be a note."""
     if arguments.label_column == arguments.text_column or max(map(len, class_names), default=0) > NAME_LENGTH:
         raise DataError(f"--label_column {arguments.label_column}: holds text, not labels.")
-
-
-def _sort_labels(labels: set[str]) -> list[str]:
-    """Numbers by value, words by alphabet: '2' comes before '10'."""
-    return sorted(labels, key=lambda label: (not label.isdecimal(), int(label) if label.isdecimal() else 0, label))
 
 
 def _order_binary(class_names: list[str], values: list[str], positive_label: str | None) -> list[str]:

@@ -117,9 +117,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if os.path.exists(arguments.output):
             raise DataError(f"--output {arguments.output}: exists already; choose another file.")
-        if not Path(arguments.output).absolute().parent.is_dir():
+        folder = Path(arguments.output).absolute().parent
+        if not folder.is_dir():
             raise DataError(f"--output {arguments.output}: no such folder.")
-        if not os.access(Path(arguments.output).absolute().parent, os.W_OK):  # known before the work is done
+        if not os.access(folder, os.W_OK):  # known before the work is done
             raise DataError(f"--output {arguments.output}: the folder cannot be written; choose another.")
         facts = read_facts(arguments.model)
         asked = DataArguments(

@@ -159,10 +159,11 @@ def _check_split(notes: Notes, split: Split, arguments: DataArguments):
     """No group on both sides, no test text in training, no label that training lacks."""
     train_counts = notes.count_labels(split.train)
     for part, indices in (("validation", split.validation), ("test", split.test)):
-        unseen = [name for name, count in notes.count_labels(indices).items() if count and not train_counts[name]]
+        counts = notes.count_labels(indices)
+        unseen = [name for name, count in counts.items() if count and not train_counts[name]]
         if unseen:
             raise DataError(f"The {part} part has labels that training lacks: {', '.join(unseen)}.")
-        lacking = [name for name, count in notes.count_labels(indices).items() if not count and train_counts[name]]
+        lacking = [name for name, count in counts.items() if not count and train_counts[name]]
         if lacking:
             effect = {"validation": "epochs and thresholds are chosen", "test": "macro averages are taken"}[part]
             logger.warning("The %s part has no note of class %s: %s without it.", part, ", ".join(lacking), effect)

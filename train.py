@@ -202,7 +202,6 @@ def run_fold(
     of the last fold and seed also has what the model costs in use.
     """
     notes, training_args = run.notes, run.training_args
-    on_gpu = run.model_args.kind != "baseline" and training_args.device.type == "cuda"
     checkpoints = folder / "checkpoints"
     if run.model_args.kind == "baseline":
         trained = train_baseline(run, split)
@@ -230,6 +229,7 @@ def run_fold(
             ("metrics", test_probabilities, split.test),
         )
     }
+    on_gpu = run.model_args.kind != "baseline" and training_args.device.type == "cuda"
     result = {
         "arguments": settings,
         "data": {

@@ -168,6 +168,11 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
         assert apart == 3 * 3 * 2**17 + 2
         assert facts == results[0, fold]["model"]["pretraining"]  # seeds share it
     assert results[0, 0]["model"]["pretraining"]["id"] != results[0, 1]["model"]["pretraining"]["id"]
+    # the card tells what the model for use read, held-out notes of the folds included
+    card = (output / "model" / "README.md").read_text()
+    assert (
+        "All 90 notes. Before that it was pretrained on the text of" in card and "90 of the notes among them." in card
+    )
     # one for each fold and one for the model for use, on all notes; the second seed does not look at the text again
     assert caplog.text.count("  text: ") == 3 and "done earlier" not in caplog.text
     assert caplog.text.count("pretraining a transformer in") == 3
