@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -39,7 +39,8 @@ from results import write_json
 
 logger = logging.getLogger("train")
 
-TOKENS_PER_BATCH = 2048  # of the forward pass; on two cores 4,096 gained nothing or lost (ours)
+# Of the forward pass (ours). On two cores 4,096 gained nothing or lost; a GPU waits for Python where a batch is small.
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768}
 SECONDS_BETWEEN_SAVES = 30  # of a pass that is going on: what a kill may cost
 STATES_FILE, INDEX_FILE, FACTS_FILE, PROGRESS_FILE = (
     "hidden_states.bfloat16", "index.npz", "features.json", "progress.json",
@@ -74,6 +75,12 @@ class FrozenFeatures:
                 torch.mean(self.states[start:end], dim=0, dtype=torch.float32, out=pooled[window])
         return FrozenFeatures(pooled, np.arange(windows + 1), self.first_window, self.is_long, self.hours)
 
+    def near(self, device: torch.device) -> "FrozenFeatures":
+        """In a GPU's memory if it has twice the room, so that gathering a batch costs the processor nothing."""
+        if device.type != "cuda" or torch.cuda.mem_get_info(device)[0] < 2 * self.states.nbytes:
+            return self
+        return replace(self, states=self.states.to(device))
+
 
 class FeatureCollator:
     """What `WindowCollator` does, with `hidden_states` (rows, tokens, hidden) in the place of `input_ids`.
@@ -85,7 +92,7 @@ class FeatureCollator:
         self.features = features
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        features = self.features
+        features, states = self.features, self.features.states
         labels = torch.tensor([example["labels"] for example in examples])
         notes = np.array([example["note"] for example in examples])
         counts = features.first_window[notes + 1] - features.first_window[notes]
@@ -99,7 +106,7 @@ class FeatureCollator:
         tokens = torch.from_numpy(starts[:, None] + np.minimum(places, lengths[:, None] - 1))  # (rows, tokens)
         batch = {
             "labels": labels.float() if labels.ndim == 2 else labels,
-            "hidden_states": features.states.index_select(0, tokens.flatten()).view(*tokens.shape, -1),
+            "hidden_states": states.index_select(0, tokens.flatten().to(states.device)).view(*tokens.shape, -1),
             "attention_mask": torch.from_numpy((places < lengths[:, None]).astype(np.int64)),
         }
         if len(rows) > len(notes):
@@ -214,7 +221,7 @@ def _compute(
     total, hidden_size = int(starts[-1]), encoder.config.hidden_size
     size = total * hidden_size * 2
     partial = folder.with_name(f"{folder.name}.partial")
-    batches = _batches_of_like_length(lengths)
+    batches = _batches_of_like_length(lengths, TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]))
     done, seconds = _progress(partial, size)
     logger.info(
         "  hidden states of %d tokens, %s, to %s: %.2f GB, derived from the notes; `rm -r %s` deletes them",
@@ -231,9 +238,11 @@ def _compute(
         for number, batch in enumerate(batches[done:], start=done + 1):
             inputs = collate([{"input_ids": [windows[window]]} for window in batch])
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            hidden = encoder(**inputs).last_hidden_state.to(torch.bfloat16).cpu().view(torch.int16).numpy()
-            for row, window in enumerate(batch):
-                states[starts[window] : starts[window + 1]] = hidden[row, : lengths[window]]
+            hidden = encoder(**inputs).last_hidden_state.to(torch.bfloat16)
+            hidden = hidden[inputs["attention_mask"].bool()].cpu().view(torch.int16).numpy()  # without padding
+            ends = lengths[batch].cumsum()
+            for window, end in zip(batch, ends, strict=True):
+                states[starts[window] : starts[window + 1]] = hidden[end - lengths[window] : end]
             tokens += lengths[batch].sum()
             now = time.perf_counter()
             if now - saved > SECONDS_BETWEEN_SAVES:
@@ -281,14 +290,14 @@ def _reserve(path: Path, size: int):
         ) from error
 
 
-def _batches_of_like_length(lengths: np.ndarray) -> list[list[int]]:
+def _batches_of_like_length(lengths: np.ndarray, tokens_per_batch: int) -> list[list[int]]:
     """Window numbers by length, longest first so that the estimate errs on the safe side, in batches of few shapes.
 
-    A batch is as wide as its longest window, rounded up, and has as many rows as TOKENS_PER_BATCH gives that width.
+    A batch is as wide as its longest window, rounded up, and has as many rows as `tokens_per_batch` gives that width.
     """
     order, batches = np.argsort(-lengths, kind="stable").tolist(), []
     while order:
-        rows = max(TOKENS_PER_BATCH // round_up_width(int(lengths[order[0]])), 1)
+        rows = max(tokens_per_batch // round_up_width(int(lengths[order[0]])), 1)
         batches.append(order[:rows])
         order = order[rows:]
     return batches

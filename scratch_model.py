@@ -79,6 +79,8 @@ class FastDropout(nn.Dropout):
         """Any shape, kept; in evaluation the input itself."""
         if not self.training or not self.threshold:
             return inputs
+        if inputs.device.type != "cpu":
+            return super().forward(inputs)
         draws = torch.empty(-(-inputs.numel() // 4), dtype=torch.int64, device=inputs.device)
         bits = draws.random_(-(2**63), None).view(torch.int16)[: inputs.numel()].view(inputs.shape)
         keep = bits >= self.threshold - 2**15

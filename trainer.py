@@ -214,7 +214,9 @@ class Run:
             self.training_args.device,
             torch.bfloat16 if self.training_args.bf16 else torch.float32,
         )
-        return features.pool(self.model_args.pooling) if self.model_args.head == "linear" else features
+        features = features.pool(self.model_args.pooling) if self.model_args.head == "linear" else features
+        # the processes of a data loader may not touch a GPU
+        return features if self.training_args.dataloader_num_workers else features.near(self.training_args.device)
 
     def pretrain(self, split: Split) -> Path | None:
         """The folder of the model pretrained in-house for this split, made or found; None for other models."""
@@ -354,6 +356,8 @@ def train_network(
     arguments.push_to_hub = False  # the Trainer would push every checkpoint, pickles included: hub.py pushes the model
     arguments.metric_for_best_model = arguments.metric_for_best_model or SELECTION_METRIC[notes.task]
     arguments.greater_is_better = not arguments.metric_for_best_model.endswith("loss")
+    if frozen and run.features.states.is_cuda:
+        arguments.dataloader_pin_memory = False  # its batches are there already
     if model_args.memory_gb and not frozen:
         fit_into_memory(model_args.memory_gb, model, encoded["train"][0], collator, arguments)
     arguments.num_train_epochs = epochs_to_train(model_args, arguments, len(split.train))

@@ -16,7 +16,7 @@ import train
 from backbones import Backbone
 from batches import WindowCollator, tokenize_notes
 from data import DataArguments, DataError
-from features import FeatureCollator, features_key, load_or_compute
+from features import TOKENS_PER_BATCH, FeatureCollator, features_key, load_or_compute
 from heads import HEADS, EncoderWithHeadForSequenceClassification
 
 
@@ -38,7 +38,7 @@ def load(encoder_folder, cache_dir, texts=None, **arguments):
 
 @pytest.fixture(autouse=True)
 def several_batches(monkeypatch):
-    monkeypatch.setattr("features.TOKENS_PER_BATCH", 200)
+    monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", 200)
 
 
 @pytest.fixture
