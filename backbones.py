@@ -115,6 +115,8 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
     if set(tokenizer("Le patient tousse.", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
         # Where the files of a tokenizer are missing, transformers 5 makes an empty one without a word of warning.
         raise BackboneError(f"{name}: its tokenizer knows no word; is its tokenizer.json or vocabulary missing?")
+    if tokenizer.pad_token_id is None:
+        raise BackboneError(f"{name}: its tokenizer has no padding token, which batches of notes need.")
     if config.pad_token_id is not None and tokenizer.pad_token_id != config.pad_token_id:
         # RoBERTa-like encoders number their positions by the padding id: a different one changes every hidden state.
         raise BackboneError(

@@ -253,13 +253,12 @@ def _compute(
                 )
                 left = (now - began) * (total - tokens) / (tokens - begun_with)
                 logger.info("  hidden states: %d of %d tokens, %.1f min left", tokens, total, left / 60)
-    states.flush()
     seconds += time.perf_counter() - began
     np.savez(partial / INDEX_FILE, starts=starts, first_window=first_window, is_long=is_long)
     facts = {"tokens": total, "hidden_size": hidden_size, "hours": seconds / 3600, "checksums": _checksums(partial)}
     (partial / PROGRESS_FILE).unlink(missing_ok=True)
     write_json(partial / FACTS_FILE, facts)
-    os.replace(partial, folder)
+    os.replace(partial, folder)  # what is not on the disk yet, should the machine stop now, the checksums will miss
     logger.info("  hidden states: done in %.1f s (%.0f tokens/s)", seconds, total / seconds)
 
 

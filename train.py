@@ -87,6 +87,7 @@ COMMON_RECIPE = dict(
     label_names=["labels"],
     ddp_find_unused_parameters=False,
     dataloader_pin_memory=torch.cuda.is_available(),
+    logging_nan_inf_filter=False,  # it waits for the GPU in every step, and hides that a loss is none
     disable_tqdm=True,  # one line an epoch instead, which also reads well in a log file
     seed=0,
 )

@@ -115,6 +115,11 @@ def test_folder_without_tokenizer(copy, model_type):
         load(folder)
 
 
+def test_tokenizer_without_padding(copy):
+    with pytest.raises(BackboneError, match="its tokenizer has no padding token"):
+        load(copy(tokenizer_config={"pad_token": None}))
+
+
 def test_padding_id_of_another(copy):
     with pytest.raises(BackboneError, match="the tokenizer pads with id 1, the model expects 0"):
         load(copy(config={"pad_token_id": 0}))

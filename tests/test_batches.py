@@ -80,6 +80,15 @@ def test_batch(tokenizer):
         assert mask.tolist() == [1] * length + [0] * (len(mask) - length)
 
 
+def test_padding_is_the_tokenizers_own(tokenizer):
+    dataset, _ = encode(tokenizer, [SHORT, LONG, SHORT], None, long_notes="windows", window_stride=4)
+    rows = [window for note in dataset["input_ids"] for window in note]
+    theirs = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    ours = WindowCollator(tokenizer)(list(dataset))
+    assert {name: ours[name].tolist() for name in theirs} == {name: theirs[name].tolist() for name in theirs}
+    assert ours["input_ids"].dtype == ours["attention_mask"].dtype == torch.int64
+
+
 def test_multi_label_batch(tokenizer):
     batch = collate(tokenizer, [SHORT, SHORT], np.array([[1, 0, 1], [0, 0, 0]]))
     assert batch["labels"].dtype == torch.float32  # what the binary cross-entropy takes

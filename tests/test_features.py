@@ -24,14 +24,14 @@ def texts_of_many_lengths(count=30):
     return [text + " Stable." * (number * 5 % 19) for number, text in enumerate(invent_notes(count)["text"])]
 
 
-def load(encoder_folder, cache_dir, texts=None, **arguments):
+def load(encoder_folder, cache_dir, texts=None, device="cpu", **arguments):
     return load_or_compute(
         Backbone(str(encoder_folder)),
         AutoTokenizer.from_pretrained(encoder_folder),
         texts or texts_of_many_lengths(),
         DataArguments(**{"max_length": 40, **arguments}),
         cache_dir,
-        torch.device("cpu"),
+        torch.device(device),
         torch.float32,
     )
 
@@ -82,6 +82,25 @@ def test_pooled_vectors_are_all_that_a_linear_head_looks_at(encoder_folder, tmp_
     assert len(pooled.states) == len(cached.starts) - 1 > 30
     found = model(**FeatureCollator(pooled)(list(pooled.select(rows, labels)[0])))
     torch.testing.assert_close(found.logits, whole.logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_batches_are_gathered_there(encoder_folder, tmp_path):
+    cached = load(encoder_folder, tmp_path, long_notes="windows", window_stride=8)
+    near = cached.near(torch.device("cuda"))
+    assert near.states.is_cuda and not cached.near(torch.device("cpu")).states.is_cuda
+    notes = list(cached.select(np.arange(30), np.zeros(30, dtype=int))[0])
+    found, expected = FeatureCollator(near)(notes), FeatureCollator(cached)(notes)
+    assert found["hidden_states"].is_cuda
+    assert all(torch.equal(found[name].cpu(), expected[name]) for name in expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_hidden_states_of_a_cpu(encoder_folder, tmp_path):
+    on_gpu = load(encoder_folder, tmp_path / "gpu", device="cuda")
+    on_cpu = load(encoder_folder, tmp_path / "cpu")
+    assert (on_gpu.starts == on_cpu.starts).all()
+    torch.testing.assert_close(on_gpu.states.float(), on_cpu.states.float(), rtol=0.02, atol=0.02)
 
 
 def test_on_disk_it_is_tokens_times_hidden_times_two_bytes_and_for_the_owner_alone(encoder_folder, tmp_path):

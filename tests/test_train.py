@@ -530,7 +530,8 @@ def test_a_killed_run_resumes_to_the_same_result(notes_file, tmp_path):
         (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 2, IN_HOUSE),
     ],
 )
-def test_launchers(notes_file, tmp_path, launcher, processes, more):
+def test_launchers(notes_file, tmp_path, monkeypatch, launcher, processes, more):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # where there is one GPU, accelerate looks for a second
     output = tmp_path / "run"
     run = launch([sys.executable, "-m", *launcher], *arguments(notes_file, output, *more))
     printed, _ = run.communicate(timeout=180)
