@@ -99,8 +99,8 @@ def fit_into_memory(
     arguments.per_device_train_batch_size = plan.micro_batch
     arguments.per_device_eval_batch_size = plan.micro_batch  # without gradients it needs less
     arguments.gradient_accumulation_steps = plan.accumulation
-    arguments.gradient_checkpointing = plan.gradient_checkpointing
-    arguments.gradient_checkpointing_kwargs = {"use_reentrant": False}
+    arguments.activation_checkpointing = plan.gradient_checkpointing
+    arguments.activation_checkpointing_kwargs = {"use_reentrant": False}
     logger.info(
         "  memory: %d notes at a time, %d times a step%s: %.2f GB expected",
         plan.micro_batch,

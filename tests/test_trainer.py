@@ -10,13 +10,14 @@ import torch
 from conftest import invent_notes
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 import trainer
 from baseline import Settings, TfidfClassifier
 from batches import tokenize_notes
 from data import DataArguments, load_notes
 from energy import Reading
+from memory import MemoryPlan
 from models import ModelArguments
 from naive_bayes import POWERS
 from pretrain import ArgumentError
@@ -177,6 +178,22 @@ def test_a_memory_budget_changes_the_micro_batch_and_not_the_steps(notes_file, t
     assert "memory: 32 notes at a time, 1 times a step" in caplog.text
     smaller = int(caplog.text.split("memory: ")[2].split(" notes")[0])
     assert smaller < 32 and f"{32 // smaller} times a step" in caplog.text
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_what_the_memory_plan_says_is_done(notes_file, tmp_path, encoder_folder, monkeypatch, tuning, checkpointing):
+    class Watch(TrainerCallback):
+        seen = []
+
+        def on_substep_end(self, args, state, control, model, **kwargs):
+            self.seen.append(any(getattr(module, "gradient_checkpointing", False) for module in model.modules()))
+
+    monkeypatch.setattr(trainer, "plan_memory", lambda *given: MemoryPlan(2, 4, checkpointing, 0.1))
+    options = ["--model", str(encoder_folder), "--head", "linear", "--tuning", tuning, "--memory_gb", "1"]
+    run, split = run_for(notes_file, tmp_path, *options)
+    train_network(run, split, 0, tmp_path / "fold", epochs=1, callbacks=[Watch()])
+    assert set(Watch.seen) == {checkpointing}
 
 
 def test_few_notes_are_seen_more_often(tmp_path):
