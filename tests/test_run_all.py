@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,6 +45,17 @@ def test_filters_and_the_hours_beforehand(notes_file, tmp_path):
     assert names == ["tfidf", "drbert-grn-full", "drbert-linear-full"]
     assert "in all at most" in some.stdout and "2 runs without an estimate left out" in some.stdout
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["estimate.json"]
+
+
+@pytest.mark.parametrize(
+    ("free_mib", "at_a_time"), [("17000", "2 at a time (threads each: 8 of 16"), ("900", "1 at a time")]
+)
+def test_a_gpu_carries_as_many_runs_as_its_memory(tmp_path, free_mib, at_a_time):
+    for name, prints in (("nvidia-smi", free_mib), ("nproc", "16")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {prints}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    plan = run_all("--demo", "--dry-run", commands=[tmp_path])
+    assert plan.returncode == 0 and at_a_time in plan.stdout
 
 
 def test_paths_are_as_seen_from_where_it_was_called(tmp_path):
