@@ -343,7 +343,8 @@ def main() -> int:
         rates = ", ".join(f"{str(d).removeprefix('torch.')} {rate / 1e12:.2f}" for d, rate in bench.rates.items())
         machine = describe_machine(not torch.cuda.is_available(), bfloat16_is_fast())
         machine = (
-            f"{machine}; {bench.lengths.mean():.0f} tokens a note; matrix products, 10^12 operations a second: {rates}"
+            f"{machine}; torch {torch.__version__}; {bench.lengths.mean():.0f} tokens a note; "
+            f"matrix products, 10^12 operations a second: {rates}"
         )
         lines = [machine, "", "| what | against | result |", "|---|---|---|"]
         print(machine, flush=True)
