@@ -132,7 +132,7 @@ def probe(run: Run, folder: Path) -> Speed:
     with tempfile.TemporaryDirectory(dir=folder) as checkpoints:
         started = time.perf_counter()
         trained = train_network(run, split, 0, Path(checkpoints), callbacks=[clock])
-        pretraining = trained.cost["pretraining_hours"] * 3600
+        pretraining = trained.cost["pretraining_hours"] * 3600 if model_args.kind == "in-house" else 0.0
         speed.setting_up = time.perf_counter() - started - trained.cost["training_hours"] * 3600 - pretraining
         speed.pretraining = pretraining / PROBE_TOKENS
     speed.training, speed.evaluation = clock.training / count, clock.evaluation / PROBE_NOTES
@@ -169,8 +169,9 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
         fitting = sum(speed.fitting * len(split.train) for split in splits)
         training = (epochs * an_epoch + fitting) * len(run.model_args.seeds)
     predicted = sum(len(split.validation) + len(split.test) for split in splits) * len(run.model_args.seeds)
-    # seeds share it, and folds too where it sees the unlabeled text alone
-    times = len(splits) if run.model_args.pretrain_on == "training-notes" else 1
+    # seeds share it, and folds too where it sees the unlabeled text alone, or all notes
+    each = run.model_args.pretrain_on == "training-notes" and not run.model_args.transductive
+    times = len(splits) if each else 1
     pretraining = speed.pretraining * run.model_args.pretraining_tokens * times
     seconds = training + pretraining + speed.evaluation * predicted + speed.setting_up * folds + start_up
     return {

@@ -320,11 +320,14 @@ def find_missing(plans: list[dict], seen: pd.DataFrame) -> pd.DataFrame:
 def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unreadable: list[str]) -> report.Compared:
     """Intervals, tests and the verdict for the complete cells of all notes, those whose predictions can be read.
 
-    Cells whose predictions are on other notes or folds than the first's are left out too. `unreadable` gets a line for
-    each cell that is.
+    Cells whose predictions are on other notes or folds than the first's are left out too; `unreadable` gets a line for
+    each cell that is. So are, beside others, those that know test text: their figures flatter them.
     """
     usable = []  # of each cell its number, answers, trust and subgroups
-    for number, cell in cells[(cells.status == "complete") & (cells.train_size == "-")].iterrows():
+    complete = cells[(cells.status == "complete") & (cells.train_size == "-")]
+    if not complete.transductive.all():
+        complete = complete[~complete.transductive.astype(bool)]
+    for number, cell in complete.iterrows():
         folds = results[(results[CELL] == cell[CELL]).all(axis=1)].sort_values(["seed", "fold"])
         try:
             predictions = read_predictions(folds)

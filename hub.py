@@ -99,7 +99,9 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
     what = f"{run['model']} with the {run['head']} head, {run['tuning']} tuning"
     if is_scratch:
         what = f"a small Transformer trained from scratch ({run['model']})"
-    if model["pretraining"]:
+    if model["pretraining"] and not is_scratch:
+        what += "; the encoder was pretrained in-house"  # whether it read test notes is not known here
+    elif model["pretraining"]:
         what = f"a small Transformer ({run['model']}), pretrained in-house"
         what += "" if model["transductive"] else " (for the figures below without the text of held-out notes)"
     if model["transductive"]:

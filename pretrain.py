@@ -686,10 +686,10 @@ def pretrain_in_house(
     return folder
 
 
-def describe_pretraining(folder: Path, report: dict) -> dict:
-    """What a result file says of the pretraining of its model; `report` is the folder's pretrain.json."""
+def describe_pretraining(name: str, report: dict) -> dict:
+    """What a result file says of the pretraining of its model; `report` is what pretrain.json holds."""
     facts = ("documents", "training_notes", "removed", "transductive", "tokens", "held_out")
-    return {"id": folder.name, **{name: report[name] for name in facts}}
+    return {"id": name, **{name: report[name] for name in facts}}
 
 
 def main(argv: list[str] | None = None) -> int:

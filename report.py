@@ -552,6 +552,9 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             f"{chosen.gap_low:+.3f} to {chosen.gap_high:+.3f}, p = {chosen.p_holm:.2g} after Holm's correction), "
             f"which took {times(hours[verdict.best], hours[verdict.choice])}."
         )
+    knowing = cells[(cells.status == "complete") & (cells.train_size == "-") & cells.transductive.astype(bool)]
+    if names := [cell_name(cell) for _, cell in knowing[~knowing.index.isin(compared.cells)].iterrows()]:
+        sentences.append(f"Not compared, for knowing test text: {', '.join(names)}.")
     if verdict.dearest not in (verdict.choice, verdict.best):
         took = times(hours[verdict.dearest], hours[verdict.choice])
         sentences.append(f"The most expensive, {name(verdict.dearest)}, took {took}.")

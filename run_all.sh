@@ -114,7 +114,7 @@ if [[ ${jobs} == auto ]]; then
 fi
 export OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) TOKENIZERS_PARALLELISM=false
 if [[ -z ${ACCELERATE_CONFIG:-} ]]; then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}; fi  # one GPU a run
-launch=(accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+launch=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
   --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
 [[ -z ${ACCELERATE_CONFIG:-} ]] || launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
 

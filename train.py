@@ -102,6 +102,7 @@ DECISIVE = (
 
 # The arguments of the model that cannot.
 NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only country_iso_code".split()
+OF_TOKENS = ("max_length", "long_notes", "window_stride")
 OF_PRETRAINING = ("unlabeled", "pretrain_on", "pretraining_tokens", "transductive")  # of models pretrained in-house
 
 SPEED_NOTES, SPEED_SECONDS = 64, 5.0  # what a model's speed in use is measured on, at most (ours)
@@ -306,9 +307,12 @@ def resolve_settings(run: Run, seed: int) -> dict:
         model["unlabeled"] = run.unlabeled.fingerprint()
     if model_args.kind in TUNINGS:
         model["encoder"] = run.encoder
-    training = {name: getattr(training_args, name) for name in DECISIVE}
-    settings = {"model": model, "data": asdict(run.data_args), "training": training, "seed": seed}
-    settings["training"]["world_size"] = training_args.world_size
+    data = asdict(run.data_args)
+    training = {name: getattr(training_args, name) for name in DECISIVE} | {"world_size": training_args.world_size}
+    if model_args.kind == "baseline":  # it reads nothing else
+        model, training = {"model": model_args.model}, {}
+        data = {name: value for name, value in data.items() if name not in OF_TOKENS}
+    settings = {"model": model, "data": data, "training": training, "seed": seed}
     return json.loads(json.dumps(settings, default=str))
 
 

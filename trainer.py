@@ -43,7 +43,7 @@ from energy import measure_power
 from features import FeatureCollator, FrozenFeatures, load_or_compute
 from memory import plan_memory
 from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
-from models import PRETRAINED_HERE, ModelArguments, build_model, put_encoder_back, suit_cpu
+from models import PRETRAINED_HERE, TUNINGS, ModelArguments, build_model, put_encoder_back, suit_cpu
 from ngrams import ENCODER, FITS, choose_weights, count_ngrams, fit_ngrams, ngram_features, set_ngrams
 from predict import classify
 from pretrain import (
@@ -232,6 +232,8 @@ class Run:
         # a model for use is trained on the training part of a single split, whose test part its card goes by
         if not on_notes or (not len(held_out) and len(split.train) < len(notes)):
             held_out = self.held_out_anywhere
+        if on_notes and model_args.transductive:
+            held_out = held_out[:0]  # every fold reads all notes
         if (key := held_out.tobytes()) in self.pretrained:
             return self.pretrained[key]
         # all notes outside the held-out parts, also those that --train_size leaves without their label
@@ -259,6 +261,20 @@ class Run:
         """The further text for models pretrained in-house."""
         columns = self.data_args.text_column, self.data_args.group_column, self.data_args.id_column
         return read_corpus(self.model_args.unlabeled, *columns)
+
+
+def read_pretraining(run: Run, pretrained: Path | None) -> tuple[str, dict] | None:
+    """A name for the pretraining of one's own that the run's model begins with, and what pretrain.py says of it.
+
+    None where there was none, or where the model only stands in for an encoder that others have pretrained.
+    """
+    if pretrained is not None:
+        return pretrained.name, json.loads((pretrained / REPORT_FILE).read_text(encoding="utf-8"))
+    path = Path(run.model_args.model) / REPORT_FILE
+    if run.model_args.kind not in TUNINGS or not path.is_file():
+        return None
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return None if report["model"]["stand_in_for"] else (run.encoder, report)
 
 
 def epochs_to_train(model_args: ModelArguments, arguments: TrainingArguments, notes: int) -> float:
@@ -338,7 +354,7 @@ def train_network(
     model, tokenizer, described = build_model(
         model_args, data_args, notes, split.train, folder / "tokenizer", main_first, pretrained
     )
-    pretraining = None if pretrained is None else json.loads((pretrained / REPORT_FILE).read_text(encoding="utf-8"))
+    pretraining = read_pretraining(run, pretrained)
     if training_args.device.type == "cpu":
         suit_cpu(model)
     collator = FeatureCollator(run.features) if frozen else WindowCollator(tokenizer)
@@ -365,6 +381,11 @@ def train_network(
     if model_args.memory_gb and not frozen:
         fit_into_memory(model_args.memory_gb, model, encoded["train"][0], collator, arguments)
     arguments.num_train_epochs = epochs_to_train(model_args, arguments, len(split.train))
+    if arguments.num_train_epochs > training_args.num_train_epochs:
+        logger.info(
+            "  %g epochs instead of %g, for --min_steps %d",
+            arguments.num_train_epochs, training_args.num_train_epochs, model_args.min_steps,
+        )  # fmt: skip
     class_weights = None
     if model_args.class_weights == "balanced":
         class_weights = torch.tensor(balanced_class_weights(notes, split.train), dtype=torch.float32)
@@ -458,13 +479,13 @@ def train_network(
     return Trained(
         model=described
         | {
-            "pretraining": pretraining and describe_pretraining(pretrained, pretraining),
+            "pretraining": pretraining and describe_pretraining(*pretraining),
             "logit_weights": logit_weights,
         },
         cost={
             "training_hours": (fitting_seconds + sum(member.seconds for member in members)) / 3600,
             "feature_hours": run.features.hours if frozen else 0.0,
-            "pretraining_hours": pretraining["cost"]["training_hours"] if pretraining else 0.0,
+            "pretraining_hours": pretraining[1]["cost"]["training_hours"] if pretraining else 0.0,
             "epochs": round(sum(member.epochs for member in members), 2),
             "best_epoch": round(statistics.median(member.best_epoch for member in members), 2),
             **power.as_cost(),

@@ -131,6 +131,15 @@ def test_other_numbers_of_seeds_are_not_called_worse(runs, evaluate):
     assert "significantly" not in printed and "Not tested for having another number of seeds: 1." in printed
 
 
+def test_no_verdict_by_figures_that_flatter(runs, evaluate):
+    write_three_models(runs)
+    for fold in range(3):
+        write_result(runs, "knowing", fold, 0.99, run__head="linear", model__transductive=True)
+    code, printed, _, rows = evaluate()
+    assert code == 0 and len(rows) == 4 and "Deploy tfidf: " in printed and "of the 2 of 3 models" in printed
+    assert "Not compared, for knowing test text: drbert (transductive: knows test text) linear frozen." in printed
+
+
 def test_one_model_has_no_verdict(runs, evaluate):
     write_result(runs, run__num_folds=1)
     code, printed, _, _ = evaluate()

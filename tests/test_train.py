@@ -207,12 +207,26 @@ def test_pretraining_once_on_unlabeled_text_or_knowingly_on_all(notes_file, tmp_
     assert facts[0]["documents"] + facts[0]["removed"]["by_content"] == 40  # the invented letters are much alike
     assert facts[0]["documents"] > 30
 
-    more = ("--transductive", "True", "--keep_model", "False", "--folds", "1")
-    assert train.main(pretrained(notes_file, tmp_path / "all", *more)) == 0
-    model = read(tmp_path / "all" / "fold-0")["model"]
-    assert (
-        model["transductive"] and model["pretraining"]["documents"] == 90 and model["pretraining"]["removed"] is None
-    )
+    assert train.main(pretrained(notes_file, tmp_path / "all", "--transductive", "True")) == 0
+    models = [read(tmp_path / "all" / f"fold-{fold}")["model"] for fold in (0, 1)]
+    assert models[0]["pretraining"] == models[1]["pretraining"] and models[0]["transductive"]
+    assert models[0]["pretraining"]["documents"] == 90 and models[0]["pretraining"]["removed"] is None
+    assert len(list((tmp_path / "all" / "pretrained").glob("*/pretrain.json"))) == 1  # the model for use has it too
+    assert "flatter it" in (tmp_path / "all" / "model" / "README.md").read_text()
+
+
+def test_an_encoder_pretrained_here_costs_its_hours(notes_file, tmp_path):
+    tiny = "--hidden_size 16 --num_hidden_layers 1 --intermediate_size 32 --vocab_size 400 --max_length 32"
+    for name, more in (("ours", []), ("stand-in", ["--stand_in_for", "drbert"])):
+        options = [*tiny.split(), *more, "--max_steps", "2", "--use_cpu", "--output_dir", str(tmp_path / name)]
+        assert pretrain.main(["--architecture", "roberta", "--unlabeled", str(notes_file), *options]) == 0
+        run = ["--model", str(tmp_path / name), "--max_length", "32", "--folds", "1", "--keep_model", str(not more)]
+        assert train.main([*arguments(notes_file, tmp_path / f"{name}-run")[2:], *run]) == 0
+    ours, stand_in = (read(tmp_path / f"{name}-run" / "fold-0") for name in ("ours", "stand-in"))
+    assert ours["cost"]["pretraining_hours"] > 0 and ours["model"]["pretraining"]["documents"] > 0
+    assert stand_in["cost"]["pretraining_hours"] == 0 and stand_in["model"]["pretraining"] is None
+    card = (tmp_path / "ours-run" / "model" / "README.md").read_text()
+    assert "the encoder was pretrained in-house" in card and "held-out" not in card
 
 
 def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path, capsys):
@@ -240,6 +254,14 @@ def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path
     assert [file.stat().st_mtime_ns for file in files] == stamps
     assert train.main(arguments(notes_file, output, "--overwrite", "--keep_model", "False")) == 0
     assert read(output / "fold-0")["data"]["splits"]["train"]["notes"] > 0 and not (output / "model").exists()
+
+
+def test_a_baseline_asks_for_nothing_that_it_does_not_read(notes_file, tmp_path, capsys):
+    baseline = ["--model", "tfidf", "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run")]
+    assert train.main(baseline) == 0
+    assert train.main([*baseline, "--learning_rate", "1", "--max_length", "64", "--class_weights", "none"]) == 0
+    assert train.main([*baseline, "--split_seed", "1"]) == 1
+    assert "was finished on other notes or other splits" in capsys.readouterr().err
 
 
 def test_overwrite_deletes_nothing_for_a_command_that_is_refused(notes_file, tmp_path, capsys):
