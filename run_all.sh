@@ -161,6 +161,18 @@ fi
 mkdir -p "${output}/logs"
 printf '%s\n' "${plan[@]}" > "${output}/plan.tsv"
 
+set -m  # each run is a process group of its own, which can be stopped as a whole: else Ctrl-C would leave runs behind
+stop() {
+  trap - INT TERM
+  local group
+  for group in $(jobs -rp); do kill -- "-${group}" 2> /dev/null || true; done
+  wait || true
+  echo "interrupted: given again, the same command goes on from here" >&2
+  exit "$1"
+}
+trap 'stop 130' INT
+trap 'stop 143' TERM
+
 if ${demo}; then
   echo "making three mini encoders, stand-ins for the paper's (logs in ${output}/logs)"
   # other seeds of the generator: no note of the corpus is in the pretraining texts
@@ -219,7 +231,8 @@ for line in "${plan[@]}"; do
   number=$((number + 1))
   if [[ ${tuning} == frozen && ${jobs} -gt 1 ]] && ! ${have_features}; then
     wait  # the heads then train side by side; where a pass fails, each of them says why
-    compute_features
+    compute_features &
+    wait
     have_features=true
   fi
   run "${number}" "${id}" "${model}" "${head}" "${tuning}" "${size}" &

@@ -2,11 +2,14 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +83,34 @@ def test_what_train_py_is_given(tmp_path):
     given = (tmp_path / "out" / "logs" / "tfidf.log").read_text()
     assert f"|train.py|--model|tfidf|--dataset|someone/notes|--folds|5|--output_dir|{tmp_path}/out/tfidf|" in given
     assert f"|--keep_model|False|--cache_dir|{tmp_path}/my cache|--group_column|p|" in given
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_no_run_behind(tmp_path, number, status):
+    launcher = tmp_path / "bin" / "accelerate"
+    launcher.parent.mkdir()
+    launcher.write_text('#!/bin/sh\necho $$ >> "$PIDS"\nsleep 300\n', encoding="utf-8")
+    launcher.chmod(0o755)
+    pids = tmp_path / "pids"
+    path = os.pathsep.join([str(launcher.parent), os.environ["PATH"]])
+    # fmt: off
+    grid = subprocess.Popen(
+        ["bash", ROOT / "run_all.sh", "--dataset", "someone/notes", "--models", "tfidf,tfidf-nb,transformer",
+         "--jobs", "2", "--output", tmp_path / "out", "--report", tmp_path / "report"],
+        env=os.environ | {"PATH": path, "PIDS": str(pids)},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )
+    # fmt: on
+    deadline = time.monotonic() + 60
+    while not (pids.is_file() and len(pids.read_text().split()) == 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    runs = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+    grid.send_signal(number)
+    printed, _ = grid.communicate(timeout=60)
+    assert grid.returncode == status and "interrupted: given again" in printed
+    _, alive = psutil.wait_procs(runs, timeout=10)
+    assert all(run.status() == psutil.STATUS_ZOMBIE for run in alive)
 
 
 def test_mistakes_are_one_line():
