@@ -25,7 +25,6 @@ import synthetic
 
 logger = logging.getLogger(__name__)
 
-READERS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
 SPLIT_ALIASES = {"train": "train", "training": "train", "validation": "validation", "valid": "validation"}
 SPLIT_ALIASES |= {"val": "validation", "dev": "validation", "test": "test"}
 # Pairs of labels whose second member is the positive class.
@@ -211,26 +210,35 @@ def name_rows(rows: np.ndarray) -> str:
     return f"{len(rows)} row{'s' if len(rows) > 1 else ''} ({named}{', ...' if len(rows) > ROWS_NAMED else ''})"
 
 
+def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
+    frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for names of the rows
+        raise ValueError("more fields than the header in line 2")
+    return frame
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    with open(path, encoding="utf-8-sig") as file:
+        header = file.readline()
+    # Spreadsheets in French and German locales write ';' where others write ','.
+    return _read_delimited(path, ";" if header.count(";") > header.count(",") else ",")
+
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    return pd.read_json(path, lines=True, dtype=False, convert_dates=False, encoding="utf-8-sig")
+
+
+# A table as it is, by the suffix of its file; strings stay strings, so that a label 'NA' or '01' survives.
+# A ValueError says that the file is damaged; of its message only the number of a line is shown.
+READERS = {".csv": _read_csv, ".tsv": _read_delimited, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}
+
+
 def _read_file(path: Path) -> pd.DataFrame:
-    """One table as it is; strings stay strings in CSV and TSV, so that a label 'NA' or '01' survives."""
-    kind = READERS.get(path.suffix.lower())
-    if kind is None:
+    read = READERS.get(path.suffix.lower())
+    if read is None:
         raise DataError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; give {', '.join(READERS)}.")
     try:
-        if kind == "parquet":
-            return pd.read_parquet(path)
-        if kind == "jsonl":
-            return pd.read_json(path, lines=True, dtype=False, convert_dates=False, encoding="utf-8-sig")
-        separator = "\t"
-        if kind == "csv":
-            with open(path, encoding="utf-8-sig") as file:
-                header = file.readline()
-            # Spreadsheets in French and German locales write ';' where others write ','.
-            separator = ";" if header.count(";") > header.count(",") else ","
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for names of the rows
-            raise ValueError("more fields than the header in line 2")
-        return frame
+        return read(path)
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
     except OSError as error:
@@ -238,6 +246,7 @@ def _read_file(path: Path) -> pd.DataFrame:
     except ValueError as error:
         # A parser's message may quote the line it failed on: keep its numbers, not its words.
         line = re.search(r"line (\d+)|Row #(\d+)", str(error))
+        kind = path.suffix.lower().removeprefix(".")
         problem = f"is not a readable {kind} file" + (f" (line {line[1] or line[2]})" if line else "")
     raise DataError(f"{path} {problem}.")
 

@@ -247,6 +247,10 @@ if [[ ${report}/results.md -nt ${output}/plan.tsv ]]; then table=${report}/resul
 if [[ -s ${output}/logs/failures.txt ]]; then
   echo "failed:"
   sed 's/^/  /' "${output}/logs/failures.txt"
+  if grep -q -e '--output_dir, or --overwrite' "${output}/logs/failures.txt"; then
+    echo "of these the table shows what was there before; for the grid it is another --output, or --overwrite, which" \
+      "trains all of it again"
+  fi
   status=1
 fi
 echo "table: ${table}   runs: ${output}/   $(((SECONDS - started) / 60)) min"

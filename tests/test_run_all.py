@@ -85,6 +85,18 @@ def test_what_train_py_is_given(tmp_path):
     assert f"|--keep_model|False|--cache_dir|{tmp_path}/my cache|--group_column|p|" in given
 
 
+def test_what_a_refusal_means_for_the_grid(tmp_path):
+    launcher = tmp_path / "bin" / "accelerate"
+    launcher.parent.mkdir()
+    refusal = "error: x was finished with other settings (seed 0, now 1): choose another --output_dir, or --overwrite."
+    launcher.write_text(f"#!/bin/sh\necho '{refusal}'\nexit 1\n", encoding="utf-8")
+    launcher.chmod(0o755)
+    options = ["--dataset", "someone/notes", "--models", "tfidf", "--output", "out", "--report", "r"]
+    done = run_all(*options, cwd=tmp_path, commands=[launcher.parent])
+    assert done.returncode == 1 and "FAILED: error: x was finished with other settings" in done.stdout
+    assert "the table shows what was there before; for the grid it is another --output, or --overwrite" in done.stdout
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_leaves_no_run_behind(tmp_path, number, status):
     launcher = tmp_path / "bin" / "accelerate"
