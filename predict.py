@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 # These two register their models with the Auto classes: no remote code is run to load our own.
 import heads  # noqa: F401
@@ -35,7 +36,7 @@ from baseline import TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import DataArguments, DataError, read_unlabeled
 from metrics import decide, probabilities_from_logits
-from results import MODEL_FACTS, SCHEMA_VERSION
+from results import MODEL_FACTS, RESULT_FILE, SCHEMA_VERSION
 
 logger = logging.getLogger("predict")
 
@@ -46,8 +47,20 @@ class ModelError(ValueError):
 
 def read_facts(model: str) -> dict:
     """Task, classes, threshold and input length, as train.py stored them beside the model."""
+    folder = Path(model)
+    if not (folder / MODEL_FACTS).is_file():
+        for run in (folder, folder.parent):  # also a grid's, which keeps no model
+            if (run / "model" / MODEL_FACTS).is_file():
+                raise ModelError(f"{model}: a run; its model is {run / 'model'}.")
+            if any(
+                path.is_file() for path in (*run.glob(f"fold-*/{RESULT_FILE}"), *run.glob(f"seed-*/*/{RESULT_FILE}"))
+            ):
+                raise ModelError(
+                    f"{model}: a run that kept no model; give its train.py command again with --keep_model True, "
+                    "which trains no finished fold again."
+                )
     try:
-        path = Path(model) / MODEL_FACTS if Path(model).is_dir() else hf_hub_download(model, MODEL_FACTS)
+        path = folder / MODEL_FACTS if folder.is_dir() else hf_hub_download(model, MODEL_FACTS)
         facts = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ModelError(
@@ -114,6 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", "--batch-size", type=int, default=32, help="notes at a time")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    transformers_logging.disable_progress_bar()
     try:
         if os.path.exists(arguments.output):
             raise DataError(f"--output {arguments.output}: exists already; choose another file.")

@@ -42,6 +42,18 @@ def test_multi_label_notes_get_all_their_labels():
     assert predict.label_notes(np.array([[0.5, 0.1, 0.4], [0.1, 0.2, 0.3]]), facts) == ["a|c", ""]
 
 
+def test_a_run_in_the_place_of_its_model(notes_file, tmp_path, capsys):
+    run = ["--model", "tfidf", "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), "--folds", "1"]
+    asked = ["--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
+    assert train.main([*run, "--keep_model", "False"]) == 0
+    for given in ("run", "run/model"):
+        assert predict.main([str(tmp_path / given), *asked]) == 1
+        assert f"{given}: a run that kept no model; give its train.py command again" in capsys.readouterr().err
+    assert train.main(run) == 0
+    assert predict.main([str(tmp_path / "run"), *asked]) == 1
+    assert f"run: a run; its model is {tmp_path / 'run' / 'model'}." in capsys.readouterr().err
+
+
 def test_errors_are_one_line(notes_file, tmp_path, capsys):
     asked = ["--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
     assert predict.main([str(tmp_path), *asked]) == 1
