@@ -80,10 +80,11 @@ class HubError(Exception):
     """The model was not pushed; the message is one line for the user. The model stays in its folder."""
 
 
-def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, repo: str):
+def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, repo: str, more_hours: float = 0.0):
     """Write README.md into the kept model's folder, from the results of its folds.
 
-    `trained_on` says in words what the kept model was trained on; `repo` is its Hub id or name.
+    `trained_on` says in words what the kept model was trained on; `repo` is its Hub id or name; `more_hours` is what
+    it took beyond the folds.
     """
     facts = json.loads((folder / MODEL_FACTS).read_text(encoding="utf-8"))
     first = fold_results[0]
@@ -159,7 +160,8 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         trained_on=trained_on,
         parts=", ".join(f"{part} {counted['notes']} notes" for part, counted in splits.items()),
         corpus=corpus,
-        hours=sum(result["cost"]["training_hours"] for result in fold_results)
+        hours=more_hours
+        + sum(result["cost"]["training_hours"] for result in fold_results)
         + sum(pretraining.values())
         + max(result["cost"]["feature_hours"] for result in fold_results),  # one pass serves all folds
         hardware=hardware["gpu"] or hardware["cpu"],

@@ -384,11 +384,14 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
                 discard_foreign_checkpoints(folder, settings | {"fingerprint": run.fingerprint, "epochs": epochs})
         trained = train_network(run, split, seed, folder, epochs, logit_weights)
     trained_on = f"All {len(notes)} notes." if len(splits) > 1 else f"The {len(train)} notes of the training part."
-    save_model(run, trained, fold_results, trained_on)
+    save_model(run, trained, fold_results, trained_on, once_more=True)
 
 
-def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on: str):
-    """Write the model, its card and what predict.py needs to `output`/model, all of it or nothing."""
+def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on: str, once_more: bool = False):
+    """Write the model, its card and what predict.py needs to `output`/model, all of it or nothing.
+
+    `once_more`: it is not the model of a fold, and its hours come on top of theirs.
+    """
     data_args, training_args, output = run.data_args, run.training_args, run.output
     if training_args.process_index == 0:
         first = fold_results[0]
@@ -419,7 +422,11 @@ def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on:
             },
         )
         if trained.model["kind"] != "baseline":
-            hub.write_model_card(partial, fold_results, trained_on, training_args.hub_model_id or output.name)
+            more_hours = trained.cost["training_hours"] if once_more else 0.0
+            if trained.model["pretraining"] not in [result["model"]["pretraining"] for result in fold_results]:
+                more_hours += trained.cost["pretraining_hours"]
+            repo = training_args.hub_model_id or output.name
+            hub.write_model_card(partial, fold_results, trained_on, repo, more_hours)
         shutil.rmtree(output / "model", ignore_errors=True)  # of a run that was cut off just before its result
         partial.rename(output / "model")
         shutil.rmtree(output / "model-checkpoints", ignore_errors=True)

@@ -46,7 +46,7 @@ def test_the_model_for_use_trains_for_the_same_share_of_its_schedule(notes_file,
     """Where --min_steps decides, more notes have fewer epochs: as many steps, of the same learning rates."""
     asked = {}
     monkeypatch.setattr(train, "train_network", lambda *given: asked.update(epochs=given[4]))
-    monkeypatch.setattr(train, "save_model", lambda *given: None)
+    monkeypatch.setattr(train, "save_model", lambda *given, **more: None)
     # eight notes a step: 40 notes have 5 steps an epoch, 90 have 12
     for min_steps, of_folds, expected in (("240", 48, 10), ("0", 10, 5)):
         run = Run(
@@ -173,6 +173,9 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
     assert (
         "All 90 notes. Before that it was pretrained on the text of" in card and "90 of the notes among them." in card
     )
+    hours = sum(result["cost"]["training_hours"] for result in results.values())
+    hours += sum(results[0, fold]["cost"]["pretraining_hours"] for fold in (0, 1))
+    assert float(card.split("## Cost\n\n")[1].split()[0]) > 1.2 * hours  # two seeds of two folds, and once more
     # one for each fold and one for the model for use, on all notes; the second seed does not look at the text again
     assert caplog.text.count("  text: ") == 3 and "done earlier" not in caplog.text
     assert caplog.text.count("pretraining a transformer in") == 3
