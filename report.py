@@ -394,7 +394,10 @@ def costs_table(cells: pd.DataFrame, price_per_hour: float | None) -> Table:
         row.append(number(cell.peak_memory_mb / 1000, ".1f"))
         row += [number(cell.trainable_parameters, ",.0f"), number(cell.total_parameters, ",.0f")]
         row.append(number(cell.model_megabytes, ".1f"))
-        rows.append(row + ([] if price_per_hour is None else [f"{alone * price_per_hour:,.2f}"]))
+        if price_per_hour is not None:
+            price = alone * price_per_hour
+            row.append(f"{price:,.2f}" if price >= 0.01 else f"{price:.1g}")
+        rows.append(row)
     return Table(["Model", *COSTS, *([] if price_per_hour is None else [f"Price, {price_per_hour:g} an hour"])], rows)
 
 
