@@ -163,7 +163,7 @@ printf '%s\n' "${plan[@]}" > "${output}/plan.tsv"
 
 set -m  # each run is a process group of its own, which can be stopped as a whole: else Ctrl-C would leave runs behind
 stop() {
-  trap - INT TERM
+  trap '' INT TERM HUP
   local group
   for group in $(jobs -rp); do kill -- "-${group}" 2> /dev/null || true; done
   wait || true
@@ -172,6 +172,7 @@ stop() {
 }
 trap 'stop 130' INT
 trap 'stop 143' TERM
+trap 'stop 129' HUP  # of a terminal that is closed; not under nohup
 
 if ${demo}; then
   echo "making three mini encoders, stand-ins for the paper's (logs in ${output}/logs)"

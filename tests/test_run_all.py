@@ -97,7 +97,7 @@ def test_what_a_refusal_means_for_the_grid(tmp_path):
     assert "the table shows what was there before; for the grid it is another --output, or --overwrite" in done.stdout
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_an_interruption_leaves_no_run_behind(tmp_path, number, status):
     launcher = tmp_path / "bin" / "accelerate"
     launcher.parent.mkdir()
