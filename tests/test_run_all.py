@@ -111,6 +111,7 @@ def test_an_interruption_leaves_no_run_behind(tmp_path, number, status):
          "--jobs", "2", "--output", tmp_path / "out", "--report", tmp_path / "report"],
         env=os.environ | {"PATH": path, "PIDS": str(pids)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # else ignored where the tests run under nohup
     )
     # fmt: on
     deadline = time.monotonic() + 60
