@@ -221,8 +221,9 @@ def _compute(
     total, hidden_size = int(starts[-1]), encoder.config.hidden_size
     size = total * hidden_size * 2
     partial = folder.with_name(f"{folder.name}.partial")
-    batches = _batches_of_like_length(lengths, TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"]))
-    done, seconds = _progress(partial, size)
+    tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
+    batches = _batches_of_like_length(lengths, tokens_per_batch)
+    done, seconds = _progress(partial, size, tokens_per_batch)
     logger.info(
         "  hidden states of %d tokens, %s, to %s: %.2f GB, derived from the notes; `rm -r %s` deletes them",
         total, str(dtype).removeprefix("torch."), folder, size / 1e9, folder,
@@ -248,9 +249,8 @@ def _compute(
             if now - saved > SECONDS_BETWEEN_SAVES:
                 saved = now
                 states.flush()
-                write_json(
-                    partial / PROGRESS_FILE, {"batches": number, "size": size, "seconds": seconds + now - began}
-                )
+                progress = {"batches": number, "tokens_per_batch": tokens_per_batch, "size": size}
+                write_json(partial / PROGRESS_FILE, progress | {"seconds": seconds + now - began})
                 left = (now - began) * (total - tokens) / (tokens - begun_with)
                 logger.info("  hidden states: %d of %d tokens, %.1f min left", tokens, total, left / 60)
     seconds += time.perf_counter() - began
@@ -262,10 +262,15 @@ def _compute(
     logger.info("  hidden states: done in %.1f s (%.0f tokens/s)", seconds, total / seconds)
 
 
-def _progress(partial: Path, size: int) -> tuple[int, float]:
-    """Batches and seconds of a pass that was cut off; nothing of it counts unless its files are as it says."""
+def _progress(partial: Path, size: int, tokens_per_batch: int) -> tuple[int, float]:
+    """Batches and seconds of a pass that was cut off; nothing of it counts unless its files are as it says.
+
+    Nor does one whose batches were others, as on another device.
+    """
     try:
         progress = json.loads((partial / PROGRESS_FILE).read_text(encoding="utf-8"))
+        if progress["tokens_per_batch"] != tokens_per_batch:
+            raise ValueError
         if progress["size"] == size == (partial / STATES_FILE).stat().st_size:
             return progress["batches"], progress["seconds"]
     except (OSError, ValueError, KeyError):

@@ -106,7 +106,9 @@ if [[ ${jobs} == auto ]]; then
   # A large GPU waits for Python: five runs at a time on an H200 got 3.4 times as much done as one. Each may want 8 GB
   # of it, and three cores (ours).
   gpu=(nvidia-smi --id="${CUDA_VISIBLE_DEVICES:-0}" --query-gpu=memory.free --format=csv,noheader,nounits)
-  if free=$("${gpu[@]}" 2> /dev/null | head -n 1) && [[ ${free} =~ ^[0-9]+$ ]]; then  # in MiB
+  if command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then
+    free=$("${gpu[@]}" 2> /dev/null | head -n 1 || true)  # in MiB
+    if [[ ! ${free} =~ ^[0-9]+$ ]]; then free=0; fi  # it does not say: one run
     most=$((free / 8000 < cores / 3 ? free / 8000 : cores / 3))
     jobs=$((jobs < most ? jobs : most))
   fi
@@ -183,8 +185,8 @@ if ${demo}; then
     python pretrain.py --architecture "${architecture}" --tokenizer unigram --unlabeled "synthetic:1500:${seed}" \
       --seed "${seed}" --stand_in_for "${alias}" --max_steps 700 --max_length 160 \
       --per_device_train_batch_size 2 --output_dir "${output}/stand-ins/${alias}" \
-      > "${output}/logs/pretrain-${alias}.log" 2>&1 || echo "  failed: ${output}/logs/pretrain-${alias}.log" &
-    while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
+      < /dev/null > "${output}/logs/pretrain-${alias}.log" 2>&1 || echo "  failed: ${output}/logs/pretrain-${alias}.log" &
+    while (($(jobs -rp | wc -l) >= jobs)); do wait -n || true; done
   done
   wait
 fi
@@ -204,7 +206,7 @@ set_arguments() {  # of train.py, from a line of the plan
 run() {
   local number=$1 id=$2 began=${SECONDS} log="${output}/logs/$2.log"
   set_arguments "${@:2}"
-  if "${launch[@]}" train.py "${arguments[@]}" ${extra[@]+"${extra[@]}"} > "${log}" 2>&1; then
+  if "${launch[@]}" train.py "${arguments[@]}" ${extra[@]+"${extra[@]}"} < /dev/null > "${log}" 2>&1; then
     local left=$(((SECONDS - started) * (${#plan[@]} - number) / number / 60))
     echo "[${number}/${#plan[@]}] ${id}: done in $((SECONDS - began)) s; at this rate ${left} min left"
   else
@@ -223,7 +225,7 @@ compute_features() {  # of every frozen encoder of the plan, one after the other
     done=${model}
     set_arguments "${id}" "${model}" "${head}" "${tuning}" "${size}"
     OMP_NUM_THREADS=${cores} python train.py "${arguments[@]}" --features_only \
-      ${extra[@]+"${extra[@]}"} > "${output}/logs/features-${id%%-"${head}"-*}.log" 2>&1 || true
+      ${extra[@]+"${extra[@]}"} < /dev/null > "${output}/logs/features-${id%%-"${head}"-*}.log" 2>&1 || true
   done
 }
 number=0 have_features=false
@@ -237,7 +239,7 @@ for line in "${plan[@]}"; do
     have_features=true
   fi
   run "${number}" "${id}" "${model}" "${head}" "${tuning}" "${size}" &
-  while (($(jobs -rp | wc -l) >= jobs)); do wait -n; done
+  while (($(jobs -rp | wc -l) >= jobs)); do wait -n || true; done
 done
 wait
 

@@ -401,10 +401,10 @@ def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on:
         )
         if trained.model["pretraining"] is not None:  # its own, which may have read what a fold's had to leave out
             facts = trained.model["pretraining"]
-            trained_on += (
-                f" Before that it was pretrained on the text of {facts['documents']} documents, "
-                f"{facts['training_notes']} of the notes among them."
-            )
+            trained_on += f" Before that it was pretrained on the text of {facts['documents']} documents"
+            if trained.model["kind"] == "in-house":  # else nobody knows here
+                trained_on += f", {facts['training_notes']} of the notes among them"
+            trained_on += "."
         partial = output / "model.partial"
         shutil.rmtree(partial, ignore_errors=True)
         trained.save(partial, thresholds)

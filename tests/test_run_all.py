@@ -51,11 +51,12 @@ def test_filters_and_the_hours_beforehand(notes_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("free_mib", "at_a_time"), [("17000", "2 at a time (threads each: 8 of 16"), ("900", "1 at a time")]
+    ("free_mib", "at_a_time"),
+    [("17000", "2 at a time (threads each: 8 of 16"), ("900", "1 at a time"), ("[N/A]", "1 at a time")],
 )
 def test_a_gpu_carries_as_many_runs_as_its_memory(tmp_path, free_mib, at_a_time):
-    for name, prints in (("nvidia-smi", free_mib), ("nproc", "16")):
-        (tmp_path / name).write_text(f"#!/bin/sh\necho {prints}\n", encoding="utf-8")
+    for name, prints in (("nvidia-smi", free_mib), ("nproc", "16"), ("awk", "64")):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho '{prints}'\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     plan = run_all("--demo", "--dry-run", commands=[tmp_path])
     assert plan.returncode == 0 and at_a_time in plan.stdout

@@ -175,7 +175,7 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
     )
     hours = sum(result["cost"]["training_hours"] for result in results.values())
     hours += sum(results[0, fold]["cost"]["pretraining_hours"] for fold in (0, 1))
-    assert float(card.split("## Cost\n\n")[1].split()[0]) > 1.2 * hours  # two seeds of two folds, and once more
+    assert float(card.split("## Cost\n\n")[1].split()[0]) > hours  # two seeds of two folds, and once more
     # one for each fold and one for the model for use, on all notes; the second seed does not look at the text again
     assert caplog.text.count("  text: ") == 3 and "done earlier" not in caplog.text
     assert caplog.text.count("pretraining a transformer in") == 3
@@ -230,6 +230,7 @@ def test_an_encoder_pretrained_here_costs_its_hours(notes_file, tmp_path):
     assert stand_in["cost"]["pretraining_hours"] == 0 and stand_in["model"]["pretraining"] is None
     card = (tmp_path / "ours-run" / "model" / "README.md").read_text()
     assert "the encoder was pretrained in-house" in card and "held-out" not in card
+    assert "pretrained on the text of" in card and "of the notes among them" not in card
 
 
 def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path, capsys):
