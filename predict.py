@@ -49,9 +49,11 @@ def read_facts(model: str) -> dict:
     """Task, classes, threshold and input length, as train.py stored them beside the model."""
     folder = Path(model)
     if not (folder / MODEL_FACTS).is_file():
-        for run in (folder, folder.parent):  # also a grid's, which keeps no model
+        around = (folder, folder.parent, folder.parent.parent)
+        for run in around:
             if (run / "model" / MODEL_FACTS).is_file():
                 raise ModelError(f"{model}: a run; its model is {run / 'model'}.")
+        for run in around:  # as a grid's, which keeps no model
             if any(
                 path.is_file() for path in (*run.glob(f"fold-*/{RESULT_FILE}"), *run.glob(f"seed-*/*/{RESULT_FILE}"))
             ):

@@ -525,7 +525,8 @@ def list_problems(cells: pd.DataFrame) -> list[str]:
 def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> list[str]:
     """The verdict, what to deploy first; `cells` are those of one data set."""
     if compared.verdict is None:
-        return ["No verdict: fewer than two models have all their folds and predictions that can be compared."]
+        why = "No verdict: fewer than two models have all their folds and predictions that can be compared."
+        return [why, *left_out(cells)]
     verdict, table = compared.verdict, compared.table
     rows = cells.loc[compared.cells].reset_index(drop=True)
     hours = rows.standalone_hours
@@ -555,9 +556,7 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             f"{chosen.gap_low:+.3f} to {chosen.gap_high:+.3f}, p = {chosen.p_holm:.2g} after Holm's correction), "
             f"which took {times(hours[verdict.best], hours[verdict.choice])}."
         )
-    knowing = cells[(cells.status == "complete") & (cells.train_size == "-") & cells.transductive.astype(bool)]
-    if names := [cell_name(cell) for _, cell in knowing[~knowing.index.isin(compared.cells)].iterrows()]:
-        sentences.append(f"Not compared, for knowing test text: {', '.join(names)}.")
+    sentences += left_out(cells)
     if verdict.dearest not in (verdict.choice, verdict.best):
         took = times(hours[verdict.dearest], hours[verdict.choice])
         sentences.append(f"The most expensive, {name(verdict.dearest)}, took {took}.")
@@ -575,6 +574,16 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
         needed = float(f"{verdict.notes_needed:.2g}")  # it is no more exact than that
         sentences.append(f"About {needed:,.0f} test notes would show a difference as large as the one seen.")
     return sentences
+
+
+def left_out(cells: pd.DataFrame) -> list[str]:
+    """A sentence on the models that are not compared because their figures flatter them, if there are any."""
+    complete = cells[(cells.status == "complete") & (cells.train_size == "-")]
+    knowing = complete.transductive.astype(bool)
+    if knowing.all():  # then they were compared with each other
+        return []
+    names = [cell_name(cell) for _, cell in complete[knowing].iterrows()]
+    return [f"Not compared, for knowing test text: {', '.join(names)}."] if names else []
 
 
 def times(hours: float, cheapest: float) -> str:

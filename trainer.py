@@ -270,8 +270,10 @@ def read_pretraining(run: Run, pretrained: Path | None) -> tuple[str, dict] | No
     """
     if pretrained is not None:
         return pretrained.name, json.loads((pretrained / REPORT_FILE).read_text(encoding="utf-8"))
-    path = Path(run.model_args.model) / REPORT_FILE
-    if run.model_args.kind not in TUNINGS or not path.is_file():
+    if run.model_args.kind not in TUNINGS:
+        return None
+    path = Path(find_backbone(run.model_args.model, run.model_args.model_revision).hub_id) / REPORT_FILE
+    if not path.is_file():
         return None
     report = json.loads(path.read_text(encoding="utf-8"))
     return None if report["model"]["stand_in_for"] else (run.encoder, report)

@@ -140,6 +140,13 @@ def test_no_verdict_by_figures_that_flatter(runs, evaluate):
     assert "Not compared, for knowing test text: drbert (transductive: knows test text) linear frozen." in printed
 
 
+def test_one_model_beside_one_that_knows_test_text(runs, evaluate):
+    write_result(runs, "blind", run__num_folds=1)
+    write_result(runs, "knowing", run__num_folds=1, run__head="linear", model__transductive=True)
+    _, printed, _, _ = evaluate()
+    assert "No verdict" in printed and "Not compared, for knowing test text: drbert (transductive" in printed
+
+
 def test_one_model_has_no_verdict(runs, evaluate):
     write_result(runs, run__num_folds=1)
     code, printed, _, _ = evaluate()

@@ -190,7 +190,10 @@ def test_a_pass_that_was_cut_off_goes_on_where_it_was(
     before = sum(collated)
     monkeypatch.setitem(TOKENS_PER_BATCH, "cpu", tokens_per_batch)
     found = load(encoder_folder, tmp_path / "cut").states
-    torch.testing.assert_close(found.float(), whole.float(), rtol=0.02, atol=0.02)
+    if tokens_per_batch == 200:
+        assert torch.equal(found, whole)
+    else:  # batches of another shape round otherwise
+        torch.testing.assert_close(found.float(), whole.float(), rtol=0.02, atol=0.02)
     # each note went through the encoder once, but for those of before where that did not count
     assert sum(collated) == (30 if tokens_per_batch == 200 else 30 + before)
     assert not list((tmp_path / "cut").glob("*.partial")) and computed() == 2

@@ -52,6 +52,8 @@ def test_a_run_in_the_place_of_its_model(notes_file, tmp_path, capsys):
     assert train.main(run) == 0
     assert predict.main([str(tmp_path / "run"), *asked]) == 1
     assert f"run: a run; its model is {tmp_path / 'run' / 'model'}." in capsys.readouterr().err
+    assert predict.main([str(tmp_path / "run" / "fold-0"), *asked]) == 1
+    assert f"fold-0: a run; its model is {tmp_path / 'run' / 'model'}." in capsys.readouterr().err
 
 
 def test_errors_are_one_line(notes_file, tmp_path, capsys):

@@ -29,6 +29,14 @@ def run_all(*arguments, cwd=ROOT, commands=()):
     )
 
 
+def stand_in(folder, name, script):
+    """A command that takes the place of another; returns its folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (folder / name).chmod(0o755)
+    return folder
+
+
 def test_plan_of_the_paper(tmp_path):
     whole = run_all("--demo", "--dry-run", "--tuning", "frozen,lora,full", "--folds", 5, "--output", tmp_path / "runs")
     assert whole.returncode == 0 and whole.stdout.startswith("51 runs of 5 folds on synthetic")
@@ -56,8 +64,7 @@ def test_filters_and_the_hours_beforehand(notes_file, tmp_path):
 )
 def test_a_gpu_carries_as_many_runs_as_its_memory(tmp_path, free_mib, at_a_time):
     for name, prints in (("nvidia-smi", free_mib), ("nproc", "16"), ("awk", "64")):
-        (tmp_path / name).write_text(f"#!/bin/sh\necho '{prints}'\n", encoding="utf-8")
-        (tmp_path / name).chmod(0o755)
+        stand_in(tmp_path, name, f"echo '{prints}'")
     plan = run_all("--demo", "--dry-run", commands=[tmp_path])
     assert plan.returncode == 0 and at_a_time in plan.stdout
 
@@ -75,37 +82,29 @@ def test_paths_are_as_seen_from_where_it_was_called(tmp_path):
 
 def test_what_train_py_is_given(tmp_path):
     """A command that says what it was given takes the place of the launcher."""
-    launcher = tmp_path / "bin" / "accelerate"
-    launcher.parent.mkdir()
-    launcher.write_text('#!/bin/sh\nprintf "%s|" "$@"\n')
-    launcher.chmod(0o755)
+    commands = stand_in(tmp_path / "bin", "accelerate", 'printf "%s|" "$@"')
     more = ["--models", "tfidf", "--cache_dir", "my cache", "--output", "out", "--report", "r", "--group_column", "p"]
-    run_all("--dataset", "someone/notes", *more, cwd=tmp_path, commands=[launcher.parent])
+    run_all("--dataset", "someone/notes", *more, cwd=tmp_path, commands=[commands])
     given = (tmp_path / "out" / "logs" / "tfidf.log").read_text()
     assert f"|train.py|--model|tfidf|--dataset|someone/notes|--folds|5|--output_dir|{tmp_path}/out/tfidf|" in given
     assert f"|--keep_model|False|--cache_dir|{tmp_path}/my cache|--group_column|p|" in given
 
 
 def test_what_a_refusal_means_for_the_grid(tmp_path):
-    launcher = tmp_path / "bin" / "accelerate"
-    launcher.parent.mkdir()
     refusal = "error: x was finished with other settings (seed 0, now 1): choose another --output_dir, or --overwrite."
-    launcher.write_text(f"#!/bin/sh\necho '{refusal}'\nexit 1\n", encoding="utf-8")
-    launcher.chmod(0o755)
+    commands = stand_in(tmp_path / "bin", "accelerate", f"echo '{refusal}'; exit 1")
     options = ["--dataset", "someone/notes", "--models", "tfidf", "--output", "out", "--report", "r"]
-    done = run_all(*options, cwd=tmp_path, commands=[launcher.parent])
+    done = run_all(*options, cwd=tmp_path, commands=[commands])
     assert done.returncode == 1 and "FAILED: error: x was finished with other settings" in done.stdout
     assert "the table shows what was there before; for the grid it is another --output, or --overwrite" in done.stdout
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_an_interruption_leaves_no_run_behind(tmp_path, number, status):
-    launcher = tmp_path / "bin" / "accelerate"
-    launcher.parent.mkdir()
-    launcher.write_text('#!/bin/sh\necho $$ >> "$PIDS"\nsleep 300\n', encoding="utf-8")
-    launcher.chmod(0o755)
+    # the launcher and what it launches
+    commands = stand_in(tmp_path / "bin", "accelerate", 'sleep 300 & echo "$$ $!" >> "$PIDS"; wait')
     pids = tmp_path / "pids"
-    path = os.pathsep.join([str(launcher.parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(commands), os.environ["PATH"]])
     # fmt: off
     grid = subprocess.Popen(
         ["bash", ROOT / "run_all.sh", "--dataset", "someone/notes", "--models", "tfidf,tfidf-nb,transformer",
@@ -116,7 +115,7 @@ def test_an_interruption_leaves_no_run_behind(tmp_path, number, status):
     )
     # fmt: on
     deadline = time.monotonic() + 60
-    while not (pids.is_file() and len(pids.read_text().split()) == 2):
+    while not (pids.is_file() and len(pids.read_text().split()) == 4):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     runs = [psutil.Process(int(pid)) for pid in pids.read_text().split()]

@@ -175,7 +175,7 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
     )
     hours = sum(result["cost"]["training_hours"] for result in results.values())
     hours += sum(results[0, fold]["cost"]["pretraining_hours"] for fold in (0, 1))
-    assert float(card.split("## Cost\n\n")[1].split()[0]) > hours  # two seeds of two folds, and once more
+    assert float(card.split("## Cost\n\n")[1].split()[0]) > 1.05 * hours  # two seeds of two folds, and once more
     # one for each fold and one for the model for use, on all notes; the second seed does not look at the text again
     assert caplog.text.count("  text: ") == 3 and "done earlier" not in caplog.text
     assert caplog.text.count("pretraining a transformer in") == 3
