@@ -324,7 +324,7 @@ def suit_cpu(model: nn.Module):
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout:
-                setattr(module, name, FastDropout(child.p))
+                setattr(module, name, FastDropout(child.p).train(child.training))
         is_encoder = isinstance(module, PreTrainedModel) and not isinstance(module, OUR_MODELS)
         if is_encoder and module.config._attn_implementation == "sdpa":
             module.set_attn_implementation("written-out")

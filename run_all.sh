@@ -105,8 +105,8 @@ if [[ ${jobs} == auto ]]; then
   jobs=$((memory / 4 < cores ? memory / 4 : cores))
   # A large GPU waits for Python: five runs at a time on an H200 got 3.4 times as much done as one. Each may want 8 GB
   # of it, and three cores (ours).
-  gpu=(nvidia-smi --id="${CUDA_VISIBLE_DEVICES:-0}" --query-gpu=memory.free --format=csv,noheader,nounits)
-  if command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then
+  gpu=(nvidia-smi --id="${CUDA_VISIBLE_DEVICES-0}" --query-gpu=memory.free --format=csv,noheader,nounits)
+  if [[ ${CUDA_VISIBLE_DEVICES-0} ]] && command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then
     free=$("${gpu[@]}" 2> /dev/null | head -n 1 || true)  # in MiB
     if [[ ! ${free} =~ ^[0-9]+$ ]]; then free=0; fi  # it does not say: one run
     most=$((free / 8000 < cores / 3 ? free / 8000 : cores / 3))
@@ -115,7 +115,7 @@ if [[ ${jobs} == auto ]]; then
   jobs=$((jobs > 0 ? jobs : 1))
 fi
 export OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) TOKENIZERS_PARALLELISM=false
-if [[ -z ${ACCELERATE_CONFIG:-} ]]; then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0}; fi  # one GPU a run
+if [[ -z ${ACCELERATE_CONFIG:-} ]]; then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}; fi  # one GPU a run; set to nothing: none
 launch=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
   --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
 [[ -z ${ACCELERATE_CONFIG:-} ]] || launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")

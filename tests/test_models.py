@@ -49,14 +49,16 @@ def padded_batch() -> dict[str, torch.Tensor]:
 
 
 def test_suited_to_the_cpu_it_computes_the_same(model):
-    suited = copy.deepcopy(model)
+    suited = copy.deepcopy(model.eval())
     suit_cpu(suited)
     batch = padded_batch()
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.02)):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            logits, same = (each.eval()(**batch).logits for each in (model, suited))
-        assert logits.isfinite().all()
-        torch.testing.assert_close(same, logits, atol=tolerance, rtol=tolerance)
+        for gradient in (True, False):  # attention written out, and not
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                with torch.set_grad_enabled(gradient):
+                    logits, same = (each(**batch).logits for each in (model, suited))
+            assert logits.isfinite().all()
+            torch.testing.assert_close(same, logits, atol=tolerance, rtol=tolerance)
 
 
 def test_suited_to_the_cpu_it_ignores_padding_and_learns(model):
