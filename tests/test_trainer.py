@@ -3,11 +3,13 @@
 import math
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from conftest import invent_notes
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
@@ -25,7 +27,7 @@ from scratch_model import ScratchConfig, ScratchForSequenceClassification
 from splits import draw_splits
 from tokenization import train_tokenizer
 from train import parse_arguments
-from trainer import Member, NoteTrainer, Run, epochs_to_train, train_network, weighted_loss
+from trainer import BatchesOfLikeLength, Member, NoteTrainer, Run, epochs_to_train, train_network, weighted_loss
 
 TOKENIZER = train_tokenizer(invent_notes(40)["text"].tolist(), family="bpe", vocab_size=300, max_length=64)
 
@@ -131,6 +133,21 @@ def test_the_epoch_that_is_kept_is_the_last_where_none_is_selected(notes_file, t
     options = [*"--load_best_model_at_end False --num_train_epochs 3".split(), *more]
     run, split = run_for(notes_file, tmp_path, *options, "--learning_rate", "1e-9")  # the first is as good as any
     assert train_network(run, split, 0, tmp_path / "fold").cost["best_epoch"] == 3
+
+
+def test_batches_are_of_like_length_and_come_in_any_order(tmp_path):
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2
+    )
+    lengths = np.random.default_rng(0).integers(1, 1000, 803)
+    sampler = BatchesOfLikeLength(arguments, Dataset.from_dict({"length": lengths}))
+    order = list(sampler)
+    assert sorted(order) == list(range(803)) and list(sampler) != order
+    batches = [lengths[order[start : start + 8]] for start in range(0, 803, 8)]
+    assert [len(batch) for batch in batches] == [8] * 100 + [3]
+    assert np.mean([np.ptp(batch) for batch in batches]) < 60  # drawn at random: about 780
+    means = [batch.mean() for batch in batches[:-1]]
+    assert 35 < sum(later > earlier for earlier, later in pairwise(means)) < 65  # sorted: as good as never
 
 
 def test_the_order_of_the_notes_has_a_seed_of_its_own(notes_file, tmp_path):
