@@ -79,7 +79,10 @@ class FrozenFeatures:
         """In a GPU's memory if it has twice the room, so that gathering a batch costs the processor nothing."""
         if device.type != "cuda" or torch.cuda.mem_get_info(device)[0] < 2 * self.states.nbytes:
             return self
-        return replace(self, states=self.states.to(device))
+        try:
+            return replace(self, states=self.states.to(device))
+        except torch.OutOfMemoryError:  # another run took the room meanwhile
+            return self
 
 
 class FeatureCollator:

@@ -115,7 +115,9 @@ if [[ ${jobs} == auto ]]; then
   jobs=$((jobs > 0 ? jobs : 1))
 fi
 export OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) TOKENIZERS_PARALLELISM=false
-if [[ -z ${ACCELERATE_CONFIG:-} ]]; then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}; fi  # one GPU a run; set to nothing: none
+export CUDA_DEVICE_ORDER=PCI_BUS_ID  # the numbers that nvidia-smi gives
+# one GPU a run; of a variable that is set to nothing, none
+if [[ -z ${ACCELERATE_CONFIG:-} ]]; then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}; fi
 launch=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
   --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
 [[ -z ${ACCELERATE_CONFIG:-} ]] || launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
@@ -164,11 +166,18 @@ mkdir -p "${output}/logs"
 printf '%s\n' "${plan[@]}" > "${output}/plan.tsv"
 
 set -m  # each run is a process group of its own, which can be stopped as a whole: else Ctrl-C would leave runs behind
+signal_runs() {  # signal, process groups; true if one of them is there
+  local group found=false
+  for group in "${@:2}"; do if kill -s "$1" -- "-${group}" 2> /dev/null; then found=true; fi; done
+  ${found}
+}
 stop() {
   trap '' INT TERM HUP
-  local group
-  for group in $(jobs -rp); do kill -- "-${group}" 2> /dev/null || true; done
-  wait || true
+  local groups
+  mapfile -t groups < <(jobs -rp)
+  signal_runs TERM "${groups[@]}" || true
+  for _ in {1..50}; do signal_runs 0 "${groups[@]}" || break; sleep 0.1; done
+  signal_runs KILL "${groups[@]}" || true  # what hangs
   echo "interrupted: given again, the same command goes on from here" >&2
   exit "$1"
 }
@@ -251,8 +260,8 @@ if [[ -s ${output}/logs/failures.txt ]]; then
   echo "failed:"
   sed 's/^/  /' "${output}/logs/failures.txt"
   if grep -q -e '--output_dir, or --overwrite' "${output}/logs/failures.txt"; then
-    echo "of these the table shows what was there before; for the grid it is another --output, or --overwrite, which" \
-      "trains all of it again"
+    echo "of these the table shows at most what was there before; for the grid it is another --output, or --overwrite," \
+      "which trains all of it again"
   fi
   status=1
 fi

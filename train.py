@@ -344,7 +344,9 @@ def check_same_settings(folder: Path, finished: dict, settings: dict, data_finge
         if name != "dataset" and finished["arguments"][part].get(name) != value
     ]
     if different:
-        raise ArgumentError(f"{folder} was finished with other settings ({'; '.join(different)}): {remedy}.")
+        more = [f"and {len(different) - 3} more"] if len(different) > 3 else []  # of another kind of model, nearly all
+        told = "; ".join([*different[:3], *more])
+        raise ArgumentError(f"{folder} was finished with other settings ({told}): {remedy}.")
 
 
 def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):

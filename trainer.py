@@ -51,6 +51,7 @@ from pretrain import (
     BLOCK_LENGTH,
     REPORT_FILE,
     SMALL_SIZES,
+    ArgumentError,
     PretrainArguments,
     describe_pretraining,
     gather_text,
@@ -275,20 +276,30 @@ class Run:
         return read_corpus(self.model_args.unlabeled, *columns)
 
 
-def read_pretraining(run: Run, pretrained: Path | None) -> tuple[str, dict] | None:
-    """A name for the pretraining of one's own that the run's model begins with, and what pretrain.py says of it.
+def read_pretraining(run: Run, pretrained: Path | None) -> tuple[dict | None, float]:
+    """What a result says of the pretraining of one's own that the run's model begins with, and its hours.
 
-    None where there was none, or where the model only stands in for an encoder that others have pretrained.
+    None and 0 where there was none, or where the model only stands in for an encoder that others have pretrained.
+
+    Raises:
+        ArgumentError: its report is not one that pretrain.py writes.
     """
-    if pretrained is not None:
-        return pretrained.name, json.loads((pretrained / REPORT_FILE).read_text(encoding="utf-8"))
-    if run.model_args.kind not in TUNINGS:
-        return None
-    path = Path(find_backbone(run.model_args.model, run.model_args.model_revision).hub_id) / REPORT_FILE
-    if not path.is_file():
-        return None
-    report = json.loads(path.read_text(encoding="utf-8"))
-    return None if report["model"]["stand_in_for"] else (run.encoder, report)
+    folder = pretrained
+    if folder is None and run.model_args.kind in TUNINGS:
+        folder = Path(find_backbone(run.model_args.model, run.model_args.model_revision).hub_id)
+    if folder is None or not (folder / REPORT_FILE).is_file():
+        return None, 0.0
+    try:
+        report = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        if report["model"]["stand_in_for"]:
+            return None, 0.0
+        described = describe_pretraining(run.encoder if pretrained is None else pretrained.name, report)
+        return described, report["cost"]["training_hours"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"{folder / REPORT_FILE} is not one that pretrain.py of this version writes: pretrain the encoder anew, "
+            "or, if it is another's and its hours are not to count, delete that file."
+        ) from error
 
 
 def epochs_to_train(model_args: ModelArguments, arguments: TrainingArguments, notes: int) -> float:
@@ -368,7 +379,7 @@ def train_network(
     model, tokenizer, described = build_model(
         model_args, data_args, notes, split.train, folder / "tokenizer", main_first, pretrained
     )
-    pretraining = read_pretraining(run, pretrained)
+    pretraining, pretraining_hours = read_pretraining(run, pretrained)
     if training_args.device.type == "cpu":
         suit_cpu(model)
     collator = FeatureCollator(run.features) if frozen else WindowCollator(tokenizer)
@@ -493,13 +504,13 @@ def train_network(
     return Trained(
         model=described
         | {
-            "pretraining": pretraining and describe_pretraining(*pretraining),
+            "pretraining": pretraining,
             "logit_weights": logit_weights,
         },
         cost={
             "training_hours": (fitting_seconds + sum(member.seconds for member in members)) / 3600,
             "feature_hours": run.features.hours if frozen else 0.0,
-            "pretraining_hours": pretraining[1]["cost"]["training_hours"] if pretraining else 0.0,
+            "pretraining_hours": pretraining_hours,
             "epochs": round(sum(member.epochs for member in members), 2),
             "best_epoch": round(statistics.median(member.best_epoch for member in members), 2),
             **power.as_cost(),

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from sklearn.metrics import f1_score
 
 from metrics import (
     SELECTION_METRIC,
     THRESHOLD_GRID,
     NoteClassificationMetric,
+    _f1_at_thresholds,
     decide,
     probabilities_from_logits,
     selectable_scores,
@@ -226,29 +228,32 @@ def test_threshold_trades_one_mistake_for_another():
 
 
 @pytest.mark.parametrize("times", [1, 20, 200])
-def test_multi_label_thresholds_are_nearer_to_their_own_with_more_notes(times):
-    # Class 0 (3 notes) has F1 1 from 0.11 to 0.30 and 1/2 above; class 1 (1 note) has 1/5, with 8 false alarms, up to
-    # 0.70 and 1 to 0.90. Weighted: 0.8 below 0.3, 0.625 above 0.7; the macro mean, 0.6 and 0.75, would choose the
-    # other way. Class 2 has no note, and the two of class 3 are found at no threshold.
-    probabilities = np.array([[0.3, 0.7], [0.3, 0.7], [0.9, 0.7], [0.1, 0.9]] + [[0.1, 0.7]] * 5)
+def test_multi_label_thresholds_are_nearer_to_their_own_with_more_notes(times, monkeypatch):
+    # class 1 has one note in nine, above all others; class 2 has none
+    probabilities = np.array([[0.3, 0.7], [0.4, 0.6], [0.9, 0.7], [0.1, 0.9]] + [[0.1, 0.65]] * 5)
     labels = np.array([[1, 0], [1, 0], [1, 0], [0, 1]] + [[0, 0]] * 5)
-    probabilities = np.hstack([probabilities, np.full((9, 1), 0.5), np.full((9, 1), 0.01)])
-    labels = np.hstack([labels, np.zeros((9, 1), dtype=int), [[1]] * 2 + [[0]] * 7])
-    thresholds = tune_thresholds(np.tile(probabilities, (times, 1)), np.tile(labels, (times, 1)), "multi-label")
-    assert thresholds == pytest.approx([0.21, 0.21 + (0.81 - 0.21) * times / (times + 20), 0.21, 0.21])
+    probabilities = np.tile(np.hstack([probabilities, np.full((9, 1), 0.5)]), (times, 1))
+    labels = np.tile(np.hstack([labels, np.zeros((9, 1), dtype=int)]), (times, 1))
+    found = np.array(tune_thresholds(probabilities, labels, "multi-label"))
+    monkeypatch.setattr("metrics.SHRINKAGE", 0)
+    own = np.array(tune_thresholds(probabilities[:, :2], labels[:, :2], "multi-label"))
+    monkeypatch.setattr("metrics.SHRINKAGE", 1e12)
+    common = tune_thresholds(probabilities, labels, "multi-label")
+    assert common == pytest.approx([common[0]] * 3) and own[0] < 0.3 and own[1] > 0.7
+    support = np.array([3, 1]) * times
+    assert found[:2] == pytest.approx(common[0] + (own - common[0]) * support / (support + 20))
+    assert found[2] == common[2]
 
 
 @pytest.mark.parametrize(
     ("task", "average"), [("binary", "macro"), ("multi-label", "weighted"), ("multi-label", None)]
 )
-def test_threshold_is_the_one_that_scikit_learn_scores_best(task, average, monkeypatch):
+def test_with_many_notes_the_threshold_is_the_one_that_scikit_learn_scores_best(task, average, monkeypatch):
     """None: the best of each class, which notes without end would give it."""
     monkeypatch.setattr("metrics.SHRINKAGE", 0 if average is None else 1e12)
     draw = np.random.default_rng(0)
-    labels = draw.integers(0, 2, size=200 if task == "binary" else (200, 3))
-    noise = draw.random((200, 3))
-    probabilities = noise * 0.7 + 0.3 * (labels if task == "multi-label" else labels[:, None])
-    probabilities[:50] = probabilities[:50].round(2)  # on the grid itself, where >= and > differ
+    labels = draw.integers(0, 2, size=4000 if task == "binary" else (4000, 3))
+    probabilities = draw.random((4000, 3)) * 0.7 + 0.3 * (labels if task == "multi-label" else labels[:, None])
     if task == "binary":
         probabilities = np.stack([1 - probabilities[:, 1], probabilities[:, 1]], axis=1)
     thresholds = tune_thresholds(probabilities, labels, task)
@@ -256,8 +261,47 @@ def test_threshold_is_the_one_that_scikit_learn_scores_best(task, average, monke
         np.atleast_1d(f1_score(labels, decide(probabilities, task, each), average=average, zero_division=0))
         for each in (thresholds, *([threshold] for threshold in THRESHOLD_GRID))
     ]
-    assert scores[0] == pytest.approx(np.max(scores[1:], axis=0), abs=1e-12)
+    assert scores[0] == pytest.approx(np.max(scores[1:], axis=0), abs=0.005)
     assert (np.min(scores[1:], axis=0) < scores[0] - 0.1).all()
+
+
+def test_thresholds_of_few_notes_are_good_for_others():
+    """Better than those that are best for the few, which a model's every validation part would fit anew."""
+    draw = np.random.default_rng(0)
+
+    def notes(count):
+        labels = draw.random(count) < 0.3
+        return labels, expit(draw.normal(np.where(labels, 0.5, -1.5)))
+
+    others, their_scores = notes(20_000)
+    f1 = [f1_score(others, their_scores >= threshold, average="macro") for threshold in THRESHOLD_GRID]
+    f1_of = dict(zip(THRESHOLD_GRID, f1, strict=True))
+    tuned, best = [], []
+    for _ in range(100):
+        labels, scores = notes(40)
+        (threshold,) = tune_thresholds(np.stack([1 - scores, scores], axis=1), labels.astype(int), "binary")
+        tuned.append(f1_of[threshold])
+        reached = scores[:, np.newaxis] >= THRESHOLD_GRID
+        hits = np.stack([reached & labels[:, np.newaxis], ~reached & ~labels[:, np.newaxis]]).sum(axis=1)
+        mistakes = 40 - hits.sum(axis=0)
+        best.append(f1_of[THRESHOLD_GRID[np.argmax((2 * hits / (2 * hits + mistakes)).sum(axis=0))]])
+    assert max(f1) - np.mean(tuned) < 0.6 * (max(f1) - np.mean(best))
+
+
+def test_f1_to_be_expected():
+    """Of notes whose scores are drawn around those at hand."""
+    draw = np.random.default_rng(0)
+    truth, scores = np.repeat([True, False], [6, 14]), draw.random(20)
+    inside, outside = (
+        draw.normal(part, part.std() * len(part) ** -0.2, size=(20_000, len(part)))
+        for part in (scores[truth], scores[~truth])
+    )
+    for number in (10, 50, 80):
+        found, alarms = ((part >= THRESHOLD_GRID[number]).sum(axis=1).mean() for part in (inside, outside))
+        mistakes = 6 - found + alarms
+        expected = 2 * found / (2 * found + mistakes), 2 * (14 - alarms) / (2 * (14 - alarms) + mistakes)
+        assert [each[number] for each in _f1_at_thresholds(truth, scores)] == pytest.approx(expected, abs=0.01)
+    assert not _f1_at_thresholds(np.zeros(20, dtype=bool), scores)[0].any()
 
 
 def test_multi_class_has_no_threshold():

@@ -218,7 +218,7 @@ def test_pretraining_once_on_unlabeled_text_or_knowingly_on_all(notes_file, tmp_
     assert "flatter it" in (tmp_path / "all" / "model" / "README.md").read_text()
 
 
-def test_an_encoder_pretrained_here_costs_its_hours(notes_file, tmp_path):
+def test_an_encoder_pretrained_here_costs_its_hours(notes_file, tmp_path, capsys):
     tiny = "--hidden_size 16 --num_hidden_layers 1 --intermediate_size 32 --vocab_size 400 --max_length 32"
     for name, more in (("ours", []), ("stand-in", ["--stand_in_for", "drbert"])):
         options = [*tiny.split(), *more, "--max_steps", "2", "--use_cpu", "--output_dir", str(tmp_path / name)]
@@ -231,6 +231,16 @@ def test_an_encoder_pretrained_here_costs_its_hours(notes_file, tmp_path):
     card = (tmp_path / "ours-run" / "model" / "README.md").read_text()
     assert "the encoder was pretrained in-house" in card and "held-out" not in card
     assert "pretrained on the text of" in card and "of the notes among them" not in card
+
+    report = tmp_path / "ours" / "pretrain.json"
+    facts = json.loads(report.read_text())
+    del facts["tokens"]
+    report.write_text(json.dumps(facts))
+    assert train.main([*arguments(notes_file, tmp_path / "other-run")[2:], "--model", str(tmp_path / "ours")]) == 1
+    complaint = capsys.readouterr().err
+    assert "pretrain.json is not one that pretrain.py of this version writes" in complaint
+    assert "Traceback" not in complaint
+    assert not list((tmp_path / "other-run").rglob("checkpoint-*"))  # before any training
 
 
 def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path, capsys):
