@@ -90,11 +90,9 @@ def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
             hours = standalone_hours(cell)
             f1, sd = cell[f"f1_{average}_mean"], cell[f"f1_{average}_sd"]
             colour = colours[shown_model(cell)]
-            axes.errorbar(hours, f1, yerr=sd, fmt="none", ecolor=(colour, 0.4), zorder=2)
-            axes.plot(hours, f1, zorder=3, **marker_style(colour, cell["head"], cell.tuning))
-            doubts = {"incomplete": cell.status == "incomplete", "collapsed": cell.collapsed_folds > 0}
-            text = ", ".join(word for word, applies in doubts.items() if applies)
-            axes.annotate(text, (hours, f1), xytext=(8, -10), textcoords="offset points", fontsize=8)
+            alpha = 0.3 if is_doubtful(cell) else 1
+            axes.errorbar(hours, f1, yerr=sd, fmt="none", ecolor=(colour, 0.4 * alpha), zorder=2)
+            axes.plot(hours, f1, zorder=3, alpha=alpha, **marker_style(colour, cell["head"], cell.tuning))
         axes.set(xscale="log", title=dataset, ylabel=f"F1 ({average}), mean ± sd over folds and seeds")
         axes.set_xlabel("hours, all folds: training plus, for frozen backbones, the shared pass over the notes")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -179,6 +177,11 @@ def draw_front(axes: Axes, rows: pd.DataFrame, average: str) -> list[str]:
     return [name for _, _, name in front]
 
 
+def is_doubtful(cell: pd.Series) -> bool:
+    """Some folds are missing, or gave one answer to all notes: the table of results says which."""
+    return cell.status != "complete" or cell.collapsed_folds > 0
+
+
 def assign_colours(cells: pd.DataFrame) -> dict[str, str]:
     more = itertools.cycle(MORE_COLOURS)
     return {
@@ -194,17 +197,19 @@ def marker_style(colour: str, head: str, tuning: str) -> dict:
 
 
 def legend_handles(cells: pd.DataFrame, colours: dict[str, str]) -> list[Line2D | Patch]:
-    """Colour says the model, shape the head, filling the tuning; only what the figure holds of each."""
+    """Colour is for the model, shape the head, filling the tuning, fading a doubt; only what the figure holds."""
     heads = [head for head in HEADS if head != "-" and head in set(cells["head"])]
     tunings = [tuning for tuning in TUNINGS if tuning != "-" and tuning in set(cells.tuning)]
 
     def entry(label: str, head: str, tuning: str) -> Line2D:
         return Line2D([], [], linestyle="", label=label, **marker_style("dimgray", head, tuning))
 
+    doubts = [Patch(color="dimgray", alpha=0.3, label="incomplete or collapsed")]
     groups = {
         "Model": [Patch(color=colour, label=model) for model, colour in colours.items()],
         "Head": [entry(head, head, "-") for head in heads],
         "Tuning": [entry(tuning, "linear", tuning) for tuning in tunings],
+        "Faded": doubts if any(is_doubtful(cell) for _, cell in cells.iterrows()) else [],
     }
     titled = [[Patch(alpha=0, label=title), *handles] for title, handles in groups.items() if handles]
     return list(itertools.chain.from_iterable(titled))

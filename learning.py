@@ -42,7 +42,7 @@ def crossing(curve: pd.DataFrame, reference: pd.DataFrame, score: str) -> float 
 
 
 def gain_of_doubling(curve: pd.DataFrame, score: str) -> float:
-    """What twice the training notes brought at the end of the curve: its slope over the last two sizes."""
+    """What each doubling of the training notes brought at the end of the curve: its slope over the last two sizes."""
     (before, last), notes = curve[f"{score}_mean"].iloc[-2:], curve.train_notes.iloc[-2:]
     return float((last - before) / np.log2(notes.iloc[1] / notes.iloc[0]))
 

@@ -42,7 +42,7 @@ logger = logging.getLogger("predict")
 
 
 class ModelError(ValueError):
-    """Not a model of ours; the message is one line for the user."""
+    """Not a model of ours, or not for what was asked; the message is one line for the user."""
 
 
 def read_facts(model: str) -> dict:
@@ -75,6 +75,14 @@ def read_facts(model: str) -> dict:
             "code that it was trained with, or train it again."
         )
     return facts
+
+
+def check_threshold(threshold: float, task: str) -> float:
+    if task != "binary":
+        raise ModelError(f"--threshold {threshold:g}: for two classes, and this model is {task}; leave it out.")
+    if not 0 <= threshold <= 1:
+        raise ModelError(f"--threshold {threshold:g}: give a probability, from 0 to 1.")
+    return threshold
 
 
 def predict_probabilities(model: str, facts: dict, texts: list[str], batch_size: int) -> np.ndarray:
@@ -126,6 +134,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--text_column", "--text-column", default="text", help="column with the note")
     parser.add_argument("--id_column", "--id-column", help="column with a unique note id (default: id or note_id)")
     parser.add_argument("--output", default="predictions.csv", help="CSV file to write")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="for two classes, the probability from which a note is called positive, as one of the report that keeps "
+        "a recall (default: the one tuned on validation)",
+    )
     parser.add_argument("--batch_size", "--batch-size", type=int, default=32, help="notes at a time")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
@@ -139,6 +153,8 @@ def main(argv: list[str] | None = None) -> int:
         if not os.access(folder, os.W_OK):  # known before the work is done
             raise DataError(f"--output {arguments.output}: the folder cannot be written; choose another.")
         facts = read_facts(arguments.model)
+        if arguments.threshold is not None:
+            facts["thresholds"] = [check_threshold(arguments.threshold, facts["task"])]
         asked = DataArguments(
             dataset=arguments.dataset,
             text_column=arguments.text_column,

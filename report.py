@@ -157,8 +157,7 @@ class Table:
                 place = self.columns.index(self.best_column)
                 rows[self.best][place] = f"**{rows[self.best][place]}**"
         alignment = ["left" if self.is_left(column) else "right" for column in self.columns]
-        # a terminal is narrow, but a Markdown header must stay on one line
-        width = None if style == "pipe" else 12
+        width = 12 if style == "simple" else None  # a terminal is narrow; in Markdown and LaTeX a line is a row
         return tabulate(
             rows, columns, tablefmt=style, disable_numparse=True, colalign=alignment, maxheadercolwidths=width
         )
@@ -447,12 +446,13 @@ def trust_table(cells: pd.DataFrame, compared: Compared) -> Table:
 
 
 def points_table(points: pd.DataFrame) -> Table:
-    """Mean over the folds in which validation had a threshold that keeps what is required."""
+    """Mean over the folds in which validation had a threshold that keeps what is required; `predict.py --threshold`
+    takes it."""
     rows = []
     for (kept, required), folds in points.groupby(["kept", "required"], sort=False):
-        means = [number(folds[name].astype(float).mean(), ".3f") for name in ("recall", "precision")]
+        means = [number(folds[name].astype(float).mean(), ".3f") for name in ("threshold", "recall", "precision")]
         rows.append([f"{kept} of {required:g} on validation", *means, f"{folds.threshold.notna().sum()}/{len(folds)}"])
-    return Table(["Threshold keeps", "Recall on test", "Precision on test", "Folds with one"], rows)
+    return Table(["Threshold keeps", "Threshold", "Recall on test", "Precision on test", "Folds with one"], rows)
 
 
 def subgroups_table(subgroups: pd.DataFrame, average: str) -> Table:
@@ -565,8 +565,8 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
         gain = gain_of_doubling(found, f"f1_{average}")
         fewer, most = found.train_notes.iloc[-2:]
         sentences.append(
-            f"Twice the training notes brought it {gain:+.3f} at the end of its learning curve ({fewer:,.0f} to "
-            f"{most:,.0f}): expect no more than that from twice as many again."
+            f"From {fewer:,.0f} to {most:,.0f} training notes each doubling brought it {gain:+.3f}: expect no more "
+            "than that from twice as many again."
         )
     if verdict.too_few_notes:
         sentences.append(f"The notes are too few to be sure: it may be worse than the best by {-chosen.gap_low:.3f}.")

@@ -57,6 +57,19 @@ def test_points_of_the_figure(runs):
     assert bars[1] == pytest.approx([0.85 - 0.0707107, 0.85 + 0.0707107])
 
 
+def test_doubtful_models_are_faded_and_the_legend_says_so(runs):
+    write_run(runs, "tfidf")
+    assert "Faded" not in [text.get_text() for text in figures.draw_figure(aggregated(runs), "macro").legends[0].texts]
+    write_run(runs, "drbert", "grn", "frozen", metrics__collapsed=True)
+    write_run(runs, "alibert", "grn", "frozen", scores=(0.8,))
+    figure = figures.draw_figure(aggregated(runs), "macro")
+    (axes,) = figure.axes
+    faded = {line.get_color(): line.get_alpha() for line in axes.lines if line.get_marker() in "X*"}
+    assert faded == {"#000000": 1, "#009E73": 0.3, "#D55E00": 0.3}
+    legend = [text.get_text() for text in figure.legends[0].texts]
+    assert legend[legend.index("Faded") + 1] == "incomplete or collapsed"
+
+
 def test_a_panel_for_each_data_set(runs):
     write_run(runs, "tfidf")
     write_run(runs, "drbert", "grn", "frozen", run__dataset="notes.csv")

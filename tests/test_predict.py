@@ -1,5 +1,7 @@
 """Prediction: the same probabilities as in training, note by note, and clear errors."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,6 +37,26 @@ def test_predictions_are_those_of_training(notes_file, tmp_path, model):
     facts = predict.read_facts(str(tmp_path / "run" / "model"))
     positive = first["probability_failure"] >= facts["thresholds"][0]
     assert (np.where(positive, "failure", "other") == first["predicted"]).all()
+
+
+def test_another_threshold(notes_file, tmp_path, capsys):
+    run = ["--model", "tfidf", "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), "--folds", "1"]
+    assert train.main(run) == 0
+    asked = [str(tmp_path / "run" / "model"), "--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
+    assert predict.main([*asked, "--threshold", "1.5"]) == 1
+    assert "error: --threshold 1.5: give a probability, from 0 to 1." in capsys.readouterr().err
+    told = json.loads((tmp_path / "run" / "model" / "frugal_notes.json").read_text())["thresholds"][0]
+    threshold = told + 0.2
+    assert predict.main([*asked, "--threshold", str(threshold)]) == 0
+    notes = pd.read_csv(tmp_path / "out.csv")
+    positive = notes["probability_failure"] >= threshold
+    assert 0 < positive.sum() < (notes["probability_failure"] >= told).sum()
+    assert (np.where(positive, "failure", "other") == notes["predicted"]).all()
+
+
+def test_a_threshold_is_for_two_classes():
+    with pytest.raises(predict.ModelError, match="for two classes, and this model is multi-class; leave it"):
+        predict.check_threshold(0.3, "multi-class")
 
 
 def test_multi_label_notes_get_all_their_labels():

@@ -130,7 +130,7 @@ def test_the_verdict_says_what_more_notes_would_buy(runs, make_report):
             write_result(runs, f"{model}-n30", fold, score - 0.05, **half)
     text = (make_report() / "results.md").read_text()
     assert "Deploy tfidf" in text
-    assert "Twice the training notes brought it +0.050 at the end of its learning curve (30 to 60): expect no" in text
+    assert "From 30 to 60 training notes each doubling brought it +0.050: expect no more than that" in text
 
 
 def test_markdown_says_what_was_run(runs, make_report):
@@ -228,6 +228,7 @@ def test_other_files(runs, make_report):
     assert len(hard) and (hard.missed_by > 0.5).all() and hard.id.str.match(r"f\d-\d\d").all()
     tex = (folder / "results.tex").read_text()
     assert "\\toprule" in tex and "a\\_b\\%" in tex
+    assert "Training hours (all folds) &" in tex  # a title in one line, which is a row of LaTeX
     assert (folder / "f1_vs_hours.pdf").read_bytes().startswith(b"%PDF")
 
 
