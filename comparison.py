@@ -213,11 +213,14 @@ def holm(p_values: list[float]) -> np.ndarray:
     return multipletests(p_values, alpha=LEVEL, method="holm")[1] if p_values else np.array([])
 
 
-def notes_that_would_tell(gap: float, standard_error: float, notes: int) -> int | None:
-    """How many test notes a difference of this size needs to be found at LEVEL with POWER; None for no difference."""
+def notes_that_would_tell(gap: float, standard_error: float, notes: int, tests: int) -> int | None:
+    """How many test notes a difference of this size needs to be found with POWER; None for no difference.
+
+    At LEVEL divided by the number of tests (Bonferroni), which Holm's correction never asks more than.
+    """
     if gap == 0 or standard_error == 0:
         return None
-    factor = stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)
+    factor = stats.norm.ppf(1 - LEVEL / tests / 2) + stats.norm.ppf(POWER)
     return int(np.ceil(notes * (factor * standard_error / gap) ** 2))
 
 
@@ -269,18 +272,20 @@ class Verdict:
         return list(dict.fromkeys([self.choice, self.best]))
 
 
-def choose_model(table: pd.DataFrame, hours: pd.Series, notes: int) -> Verdict:
+def choose_model(table: pd.DataFrame, hours: pd.Series, collapsed: pd.Series, notes: int) -> Verdict:
     """The cheapest to train of the models that are not significantly worse than the best (`p_holm` at LEVEL).
 
-    A model that could not be tested is no candidate. `hours` are those of training the model as if it were the only
-    one; of equally cheap ones the better is taken.
+    A model that could not be tested is no candidate, nor is one that gave all notes the same answer in every fold
+    (`collapsed`). `hours` are those of training the model as if it were the only one; of equally cheap ones the better
+    is taken.
     """
     best = int(table.is_best.argmax())
-    candidates = [row for row in table.index if row == best or table.p_holm[row] >= LEVEL]
+    candidates = [row for row in table.index if row == best or (table.p_holm[row] >= LEVEL and not collapsed[row])]
     choice = min(candidates, key=lambda row: (hours[row], -table.score[row]))
     chosen = table.loc[choice]
     doubtful = choice != best and bool(chosen.gap_low < -RELEVANT)
-    needed = notes_that_would_tell(chosen.gap, chosen.gap_se, notes) if doubtful else None
+    tests = int(table.p.notna().sum())
+    needed = notes_that_would_tell(chosen.gap, chosen.gap_se, notes, tests) if doubtful else None
     return Verdict(choice, best, int(hours.argmax()), candidates, doubtful, needed)
 
 

@@ -68,8 +68,9 @@ RESULT = {
         "fingerprint": str,
         "task": str,
         "class_names": list,
-        "splits": dict.fromkeys(["train", "validation", "test"], {"notes": int}),
+        "splits": dict.fromkeys(["train", "validation", "test"], {"notes": int, "over_max_length": int}),
     },
+    "arguments": {"data": dict},
     "model": {"kind": str, "backbone": TEXT, "revision": TEXT, "stand_in_for": TEXT, "temperature": NUMBER}
     | {"transductive": bool, "pretraining": dict | None}
     | dict.fromkeys(["trainable_parameters", "total_parameters"], int),
@@ -82,7 +83,7 @@ RESULT = {
 }
 
 
-POINT = {"kept": str, "required": NUMBER} | dict.fromkeys(["recall", "precision"], NUMBER_OR_NONE)
+POINT = {"kept": str, "required": NUMBER} | dict.fromkeys(["threshold", "recall", "precision"], NUMBER_OR_NONE)
 ESTIMATE = {"runs": dict}
 ESTIMATE_OF_RUN = dict.fromkeys(["training_hours", "training_hours_an_epoch"], NUMBER) | {"epochs": NUMBER_OR_NONE}
 
@@ -209,7 +210,11 @@ def read_result(path: Path) -> dict:
         check_fields(content, {"model": {"pretraining": {"id": str}}})
         record["pretraining"] = record["pretraining"]["id"]
     sizes = [part["notes"] for part in record["splits"].values()]
+    data_arguments = record.pop("data")  # those of tokens only where the model reads tokens
+    is_cut = data_arguments.get("long_notes") == "truncate"
     record |= {
+        "max_length": data_arguments.get("max_length"),
+        "cut_test_notes": record["splits"]["test"]["over_max_length"] if is_cut else 0,
         "train_notes": record["splits"]["train"]["notes"],
         "test_notes": record["splits"]["test"]["notes"],
         "corpus_notes": sum(sizes),
@@ -324,10 +329,8 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
     each cell that is. So are, beside others, those that know test text: their figures flatter them.
     """
     usable = []  # of each cell its number, answers, trust and subgroups
-    complete = cells[(cells.status == "complete") & (cells.train_size == "-")]
-    if not complete.transductive.all():
-        complete = complete[~complete.transductive.astype(bool)]
-    for number, cell in complete.iterrows():
+    whole = cells[cells.train_size == "-"]
+    for number, cell in whole[figures.may_be_ranked(whole)].iterrows():
         folds = results[(results[CELL] == cell[CELL]).all(axis=1)].sort_values(["seed", "fold"])
         try:
             predictions = read_predictions(folds)
@@ -344,10 +347,11 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
     kept, answers, trust, subgroups = map(list, zip(*usable, strict=True)) if usable else ([], [], [], [])
     if len(answers) < 2:
         return report.Compared(kept, answers, trust, subgroups, None, None)
-    whole = results[results.train_size == "-"]
-    table = comparison.compare(answers, metric, whole.test_notes.sum() / whole.train_notes.sum())
-    hours = cells.standalone_hours[kept].reset_index(drop=True)
-    verdict = comparison.choose_model(table, hours, len(set(answers[0].ids)))
+    folds = results[results.train_size == "-"]
+    table = comparison.compare(answers, metric, folds.test_notes.sum() / folds.train_notes.sum())
+    rows = cells.loc[kept].reset_index(drop=True)
+    collapsed = rows.collapsed_folds == rows.folds_finished
+    verdict = comparison.choose_model(table, rows.standalone_hours, collapsed, len(set(answers[0].ids)))
     return report.Compared(kept, answers, trust, subgroups, table, verdict)
 
 
@@ -393,14 +397,20 @@ def measure_trust(predictions: list[pd.DataFrame], results: pd.DataFrame, task: 
 def score_subgroups(predictions: pd.DataFrame, answers: comparison.Answers, metric: str) -> pd.DataFrame:
     """One row for each value of each subgroup column: test notes, accuracy, metric, of all folds, mean over seeds.
 
-    `predictions` are those of one seed, their rows the notes of `answers`.
+    `predictions` are those of one seed, their rows the notes of `answers`. `least` is how many notes the rarer of two
+    classes has, which F1 hangs on; of a task with more classes all notes.
     """
     tables = []
     for column in [name for name in predictions if name.startswith("subgroup:")]:
         place, values = pd.factorize(predictions[column], sort=True)
         counts = answers.count(place)
         accuracy, f1 = (answers.score(counts, name).mean(axis=0) for name in ("accuracy", metric))
-        table = {"value": values, "notes": np.bincount(place) // answers.repeats, "accuracy": accuracy, "f1": f1}
+        notes = np.bincount(place) // answers.repeats
+        least = notes
+        if answers.num_classes == 2 and not answers.is_multi_label:
+            positive = np.bincount(place, answers.labels) // answers.repeats
+            least = np.minimum(positive, notes - positive)
+        table = {"value": values, "notes": notes, "least": least, "accuracy": accuracy, "f1": f1}
         tables.append(pd.DataFrame(table).assign(column=column.removeprefix("subgroup:")))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -421,7 +431,8 @@ def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFr
             measured, at_most = folds.training_hours.sum(), expected["training_hours"]
             for_epochs = at_most
             if expected["epochs"] is not None:
-                for_epochs = expected["training_hours_an_epoch"] * folds.epochs.astype(float).sum()
+                fewer = expected["epochs"] * len(folds) - folds.epochs.astype(float).sum()
+                for_epochs = at_most - expected["training_hours_an_epoch"] * fewer
             off = measured / for_epochs - 1 if for_epochs else None
             rows.append([run_id, at_most, for_epochs, measured, off])
     return pd.DataFrame(rows, columns=["run_id", "at_most", "expected_for_epochs", "measured", "off"])
@@ -452,6 +463,8 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
         feature_hours=("feature_hours", "max"),
         evaluation_seconds=("evaluation_seconds", "sum"),
         evaluated_notes=("test_notes", "sum"),
+        cut_test_notes=("cut_test_notes", "sum"),
+        max_length=("max_length", "first"),
         train_notes=("train_notes", "mean"),
         corpus_notes=("corpus_notes", "first"),
         peak_memory_mb=("peak_memory_mb", "max"),

@@ -60,6 +60,12 @@ def in_paper_order(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.loc[ranks.sort_values().index].reset_index(drop=True)
 
 
+def may_be_ranked(cells: pd.DataFrame) -> pd.Series:
+    """For the cells of one data set: complete, and no model that knows test text beside others: that flatters it."""
+    complete, knowing = cells.status == "complete", cells.transductive.astype(bool)
+    return complete if knowing[complete].all() else complete & ~knowing
+
+
 def real_model(cell: pd.Series) -> str:
     return cell.model if cell.stand_in_for == "-" else cell.stand_in_for
 
@@ -158,13 +164,13 @@ def standalone_hours(cell: pd.Series) -> float:
 
 
 def draw_front(axes: Axes, rows: pd.DataFrame, average: str) -> list[str]:
-    """The complete models that no cheaper one equals (the Pareto front): a step line, and a number at each of them.
+    """The models that no cheaper one equals (the Pareto front): a step line, and a number at each of them.
 
     Returns the names of those models, in the order of the numbers.
     """
     front, highest = [], -1.0
-    complete = rows[rows.status == "complete"]
-    for _, cell in complete.assign(hours=complete.apply(standalone_hours, axis=1)).sort_values("hours").iterrows():
+    ranked = rows[may_be_ranked(rows)]
+    for _, cell in ranked.assign(hours=ranked.apply(standalone_hours, axis=1)).sort_values("hours").iterrows():
         f1 = cell[f"f1_{average}_mean"]
         if f1 > highest:
             front.append((cell.hours, f1, cell_name(cell)))

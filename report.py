@@ -17,8 +17,8 @@ from markupsafe import Markup, escape
 from tabulate import tabulate
 
 from calibration import brier_score, expected_calibration_error
-from comparison import LEVEL, PERMUTATIONS, POWER, RELEVANT, RESAMPLES, Answers, Verdict, hard_notes
-from figures import cell_name, draw_curves, draw_figure, draw_reliability, shown_model
+from comparison import LEVEL, PERMUTATIONS, POWER, RELEVANT, RESAMPLES, Answers, Verdict, hard_notes, interval
+from figures import cell_name, draw_curves, draw_figure, draw_reliability, may_be_ranked, shown_model
 from learning import curves, describe_crossings, gain_of_doubling
 
 STAND_INS = (
@@ -45,13 +45,13 @@ STATISTICS = {
 # Likewise of the table of costs, from what was measured when the folds were trained.
 COSTS = {
     "Hours, alone": "Training on all folds as if it were the only model, with an encoder's pass over the notes, or "
-    "with pretraining in-house.",
+    "with pretraining in-house; measured with the threads named below, beside what ran at the same time.",
     "Hours, shared": "The same, that pass divided by the heads that used it, pretraining by the rows that did.",
     "Notes a second": "Prediction on the test folds, by the machine and the batches of the training; for a frozen "
     "encoder with its pass over these notes.",
     "Notes a second, one core": "The model as it is kept, in float32, one note at a time on one core of a processor.",
     "Energy, kWh": "Of the hours alone at the mean power of the training, by codecarbon: measured by the processor's "
-    "own counters, which count the whole machine, or estimated (est.) from its model and load.",
+    "own counters, which count all that runs on the machine, or estimated (est.) from its model and load.",
     "CO2, g": "Of that energy, by the mix of the country that was given (--country_iso_code), else the world's mean.",
     "Peak memory, GB": "The most that the process held, imported libraries included; of the GPU where there is one.",
     "Trainable parameters": "Those that were trained; of a baseline its coefficients.",
@@ -71,8 +71,10 @@ TRUST = {
 RULE = (
     f"The verdict (`choose_model`): of the models whose p (Holm) is at least {LEVEL}, the cheapest to train alone. It "
     f"warns where the chosen model may be worse than the best by more than {RELEVANT}, and says how many test notes "
-    f"would show the difference seen with a power of {POWER:.0%} (`notes_that_would_tell`). The best is the best of "
-    "the very scores that are tested, which favours it a little."
+    f"would show the difference seen with a power of {POWER:.0%}, corrected for as many tests "
+    "(`notes_that_would_tell`). A model that gave all notes the same answer in every fold is not chosen for being "
+    "cheap. The best is the best of the very scores that are tested, which favours it a little; they pool all folds, "
+    "where the table of results averages over them."
 )
 # All that is public of the papers' results. The papers' tables hold more cells; they were not available to us.
 PAPER = [
@@ -91,7 +93,9 @@ PAPER = [
     ),
 ]
 PAPER_COLUMNS = ["Source", "Model", "Accuracy", "Precision", "Recall", "F1", "Cost"]
+MANY_CUT = 0.05  # of the test notes: fewer hardly move a score (ours)
 FEW_NOTES = 50  # in a subgroup: a 95 % interval of an accuracy of 0.9 is then 0.17 wide (ours)
+FEW_OF_A_CLASS = 10  # likewise, of the rarer of two classes (ours)
 LEFT_ALIGNED = {
     "Subgroup",
     "Threshold keeps",
@@ -129,6 +133,11 @@ class Compared:
     subgroups: list[pd.DataFrame]
     table: pd.DataFrame | None
     verdict: Verdict | None
+
+    @property
+    def looked_at(self) -> list[int]:
+        """The models of a closer look: those of the verdict, or the only one that there is."""
+        return list(range(len(self.cells))) if self.verdict is None else self.verdict.shown
 
 
 @dataclass
@@ -177,7 +186,7 @@ class DataSet:
     has_stand_ins: bool
     statistics: Table | None
     trust: Table | None
-    # of the chosen and the best model: classes, confusion, operating points
+    # of the chosen and the best model, or the only one: classes, confusion, operating points
     closer_look: dict[str, list[Table]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -210,13 +219,13 @@ def write_report(
         for number_of_dataset, (name, rows) in enumerate(cells.groupby("dataset", sort=False), start=1):
             if found := curves(rows):
                 drawn[f"learning_curves_{number_of_dataset}"] = draw_curves(found, average)
-            if compared[name].verdict is not None:
+            if compared[name].cells:
                 claims = {
                     cell_name(rows.loc[compared[name].cells[place]]): {
                         "as it is": compared[name].trust[place].told,
                         "at temperature": compared[name].trust[place].tempered,
                     }
-                    for place in compared[name].verdict.shown
+                    for place in compared[name].looked_at
                 }
                 drawn[f"reliability_{number_of_dataset}"] = draw_reliability(claims)
         for name, figure in drawn.items():
@@ -296,17 +305,16 @@ def describe(
         trust=trust_table(cells, compared) if compared.cells else None,
         problems=list_problems(cells),
     )
-    if compared.verdict is not None:
-        class_names = results.class_names.iloc[0]
-        for row in compared.verdict.shown:
-            answers = compared.answers[row]
-            title = cell_name(cells.loc[compared.cells[row]])
-            tables = [class_table(answers, class_names), confusion_table(answers, class_names)]
-            if len(points := compared.trust[row].points):
-                tables.append(points_table(points))
-            if len(subgroups := compared.subgroups[row]):
-                tables.append(subgroups_table(subgroups, average))
-            content.closer_look[title] = tables
+    class_names = results.class_names.iloc[0]
+    for row in compared.looked_at:
+        answers = compared.answers[row]
+        title = cell_name(cells.loc[compared.cells[row]])
+        tables = [class_table(answers, class_names), confusion_table(answers, class_names)]
+        if len(points := compared.trust[row].points):
+            tables.append(points_table(points))
+        if len(subgroups := compared.subgroups[row]):
+            tables.append(subgroups_table(subgroups, average))
+        content.closer_look[title] = tables
     return content
 
 
@@ -336,7 +344,7 @@ def results_table(cells: pd.DataFrame, average: str) -> Table:
         record["Folds"] = f"{cell.folds_finished}/{cell.folds_expected}" if cell.folds_finished else "-"
         record["Notes"] = "; ".join(flags(cell, scores))
         records.append(record)
-    means = cells[f"f1_{average}_mean"].where(cells.status == "complete").reset_index(drop=True)
+    means = cells[f"f1_{average}_mean"].where(may_be_ranked(cells)).reset_index(drop=True)
     best = None if means.isna().all() else int(means.idxmax())
     return Table.of(records, best=best, best_column=f"F1 ({average})")
 
@@ -446,20 +454,29 @@ def trust_table(cells: pd.DataFrame, compared: Compared) -> Table:
 
 
 def points_table(points: pd.DataFrame) -> Table:
-    """Mean over the folds in which validation had a threshold that keeps what is required; `predict.py --threshold`
-    takes it."""
+    """Over the folds in which validation had a threshold that keeps what is required: its median, which
+    `predict.py --threshold` takes, and the means of what each fold's own one gave."""
     rows = []
     for (kept, required), folds in points.groupby(["kept", "required"], sort=False):
-        means = [number(folds[name].astype(float).mean(), ".3f") for name in ("threshold", "recall", "precision")]
-        rows.append([f"{kept} of {required:g} on validation", *means, f"{folds.threshold.notna().sum()}/{len(folds)}"])
+        threshold = number(folds.threshold.astype(float).median(), ".4g")  # of a rare class it may be tiny
+        means = [number(folds[name].astype(float).mean(), ".3f") for name in ("recall", "precision")]
+        rows.append(
+            [
+                f"{kept} of {required:g} on validation",
+                threshold,
+                *means,
+                f"{folds.threshold.notna().sum()}/{len(folds)}",
+            ]
+        )
     return Table(["Threshold keeps", "Threshold", "Recall on test", "Precision on test", "Folds with one"], rows)
 
 
 def subgroups_table(subgroups: pd.DataFrame, average: str) -> Table:
-    """Scores of parts of the test notes; those of few notes are marked, since chance alone moves them by much."""
+    """Scores of parts of the test notes; those of few notes, or few of one class, are marked, since chance alone moves
+    them by much."""
     records = []
     for _, row in subgroups.iterrows():
-        few = " (few: unreliable)" if row.notes < FEW_NOTES else ""
+        few = " (few: unreliable)" if row.notes < FEW_NOTES or row.least < FEW_OF_A_CLASS else ""
         records.append(
             {
                 "Subgroup": f"{row.column} {row.value}",
@@ -499,10 +516,18 @@ def flags(cell: pd.Series, scores: dict[str, str]) -> list[str]:
     words += [f"a run {kind.upper()}" for kind in ("failed", "missing") if cell[kind] and cell.status != kind]
     if cell.collapsed_folds:
         words.append(f"{cell.collapsed_folds} of {cell.folds_finished} folds COLLAPSED to one class")
+    if is_cut(cell):
+        share = cell.cut_test_notes / cell.evaluated_notes
+        words.append(f"{share:.0%} of the test notes cut at {cell.max_length:.0f} tokens")
     for title, score in scores.items():
         if cell.folds_finished and cell[f"{score}_count"] < cell.folds_finished:
             words.append(f"{title} over {cell[f'{score}_count']:.0f} of {cell.folds_finished} folds")
     return words
+
+
+def is_cut(cell: pd.Series) -> bool:
+    """Whether the model read only the beginning of so many notes that its score may come from that."""
+    return bool(cell.folds_finished and cell.cut_test_notes >= MANY_CUT * cell.evaluated_notes)
 
 
 def list_problems(cells: pd.DataFrame) -> list[str]:
@@ -525,8 +550,12 @@ def list_problems(cells: pd.DataFrame) -> list[str]:
 def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> list[str]:
     """The verdict, what to deploy first; `cells` are those of one data set."""
     if compared.verdict is None:
-        why = "No verdict: fewer than two models have all their folds and predictions that can be compared."
-        return [why, *left_out(cells)]
+        sentences = ["No verdict: fewer than two models have all their folds and predictions that can be compared."]
+        for row, answers in zip(compared.cells, compared.answers, strict=True):
+            score, (low, high) = answers.estimate(f"f1_{average}"), interval(answers, f"f1_{average}")
+            name = cell_name(cells.loc[row])
+            sentences.append(f"{name} has F1 ({average}) {score:.3f} (95 % interval {low:.3f} to {high:.3f}).")
+        return sentences + left_out(cells)
     verdict, table = compared.verdict, compared.table
     rows = cells.loc[compared.cells].reset_index(drop=True)
     hours = rows.standalone_hours
@@ -556,6 +585,16 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             f"{chosen.gap_low:+.3f} to {chosen.gap_high:+.3f}, p = {chosen.p_holm:.2g} after Holm's correction), "
             f"which took {times(hours[verdict.best], hours[verdict.choice])}."
         )
+    if collapsed := rows.collapsed_folds[verdict.choice]:
+        sentences.append(
+            f"Beware: in {collapsed} of {rows.folds_finished[verdict.choice]} folds it gave all notes the same answer."
+        )
+    cut = rows.apply(is_cut, axis=1)
+    if cut.any() and not cut.all():
+        sentences.append(
+            f"{cut.sum()} of the {len(rows)} models read only the beginning of many notes (column Notes), the others "
+            "all of them: for a fair comparison train them with --long_notes windows."
+        )
     sentences += left_out(cells)
     if verdict.dearest not in (verdict.choice, verdict.best):
         took = times(hours[verdict.dearest], hours[verdict.choice])
@@ -564,10 +603,10 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
     if found is not None and found.train_notes.iloc[-1] > found.train_notes.iloc[-2]:
         gain = gain_of_doubling(found, f"f1_{average}")
         fewer, most = found.train_notes.iloc[-2:]
-        sentences.append(
-            f"From {fewer:,.0f} to {most:,.0f} training notes each doubling brought it {gain:+.3f}: expect no more "
-            "than that from twice as many again."
-        )
+        brought = "more notes brought it nothing."
+        if gain > 0:
+            brought = f"each doubling brought it {gain:+.3f}: expect no more than that from twice as many again."
+        sentences.append(f"From {fewer:,.0f} to {most:,.0f} training notes {brought}")
     if verdict.too_few_notes:
         sentences.append(f"The notes are too few to be sure: it may be worse than the best by {-chosen.gap_low:.3f}.")
     if verdict.notes_needed:
@@ -579,10 +618,7 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
 def left_out(cells: pd.DataFrame) -> list[str]:
     """A sentence on the models that are not compared because their figures flatter them, if there are any."""
     complete = cells[(cells.status == "complete") & (cells.train_size == "-")]
-    knowing = complete.transductive.astype(bool)
-    if knowing.all():  # then they were compared with each other
-        return []
-    names = [cell_name(cell) for _, cell in complete[knowing].iterrows()]
+    names = [cell_name(cell) for _, cell in complete[~may_be_ranked(complete)].iterrows()]
     return [f"Not compared, for knowing test text: {', '.join(names)}."] if names else []
 
 
@@ -610,7 +646,11 @@ def describe_runs(results: pd.DataFrame) -> dict[str, str]:
         results.splits.map(lambda splits, name=name: splits[name]["notes"]) for name in ("train", "validation", "test")
     )
     packages = {(name, version) for row in results.packages for name, version in row.items()}
-    hardware = {f"{h.get('cpu')}, {h.get('cores')} cores, GPU: {h.get('gpu') or 'none'}" for h in results.hardware}
+    hardware = {
+        f"{h.get('cpu')}, {h.get('threads')} thread{'' if h.get('threads') == 1 else 's'} of {h.get('cores')} cores, "
+        f"GPU: {h.get('gpu') or 'none'}"
+        for h in results.hardware
+    }
     commits = results.git_commit.str[:12] + results.git_dirty.map({True: " (with uncommitted changes)"}).fillna("")
     return {
         "Notes": f"{span(train + validation + test)} "

@@ -35,12 +35,15 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
             "fold": fold,
         }
         | {"split_seed": 0, "num_folds": 3, "num_seeds": 1, "dataset": "synthetic", "train_size": None},
-        "arguments": {},
+        "arguments": {"data": {"long_notes": "windows", "max_length": 256}},
         "data": {
             "fingerprint": "abc123",
             "task": task,
             "class_names": ["absent", "present"],
-            "splits": {name: {"notes": size, "groups": size, "labels": {}} for name, size in splits.items()},
+            "splits": {
+                name: {"notes": size, "groups": size, "labels": {}, "over_max_length": size // 10}
+                for name, size in splits.items()
+            },
         },
         "model": {"kind": "pretrained", "backbone": "Dr-BERT/DrBERT-7GB", "revision": "0f1e", "stand_in_for": None}
         | {"trainable_parameters": 1_771_778, "total_parameters": 112_000_000, "thresholds": None, "temperature": 2.0}
@@ -71,7 +74,7 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
             "git_dirty": False,
             "python": "3.11.9",
             "packages": {"torch": "2.13.0"},
-            "hardware": {"cpu": "a processor", "cores": 2, "gpu": None},
+            "hardware": {"cpu": "a processor", "cores": 2, "threads": 1, "gpu": None},
         },
     }
     for place, value in changes.items():

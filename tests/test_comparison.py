@@ -63,9 +63,10 @@ def test_metrics_from_counts_are_those_of_scikit_learn(task):
             expected = getattr(sk, f"{name}_score")(labels, predicted, average=average, zero_division=0)
         assert answers.estimate(metric) == pytest.approx(expected), metric
     first_fold = np.arange(60) % 5 == 0
-    expected = sk.f1_score(labels[first_fold], predicted[first_fold], average="macro", zero_division=0)
-    if task == "binary":
-        assert answers.score(answers.by_fold, "f1_macro")[0, 0] == pytest.approx(expected)
+    truth = labels[first_fold]
+    present = np.flatnonzero(truth.any(axis=0)) if task == "multi-label" else np.unique(truth)
+    expected = sk.f1_score(truth, predicted[first_fold], labels=present, average="macro", zero_division=0)
+    assert answers.score(answers.by_fold, "f1_macro")[0, 0] == pytest.approx(expected)
 
 
 def test_seeds_are_averaged():
@@ -160,10 +161,12 @@ def test_holm_by_hand():
 
 def test_as_many_notes_as_would_tell():
     gap, standard_error, notes = 0.02, 0.01, 500
-    needed = notes_that_would_tell(gap, standard_error, notes)
-    at_that_size = standard_error * np.sqrt(notes / needed)
-    assert stats.norm.sf(stats.norm.ppf(0.975) - gap / at_that_size) == pytest.approx(0.8, abs=0.001)
-    assert notes_that_would_tell(0.0, 0.01, 500) is None
+    for tests in (1, 10):
+        needed = notes_that_would_tell(gap, standard_error, notes, tests)
+        at_that_size = standard_error * np.sqrt(notes / needed)
+        least = stats.norm.ppf(1 - 0.025 / tests)  # standard errors that a difference must be apart from 0
+        assert stats.norm.sf(least - gap / at_that_size) == pytest.approx(0.8, abs=0.001)
+    assert notes_that_would_tell(0.0, 0.01, 500, 1) is None
 
 
 def test_everything_is_compared_with_the_best():
@@ -180,11 +183,11 @@ def test_everything_is_compared_with_the_best():
     assert table[["only_this", "only_best"]].loc[2].tolist() == [2, 6]
 
 
-def verdict_of(scores, p_holm, hours, gap_low=-0.01):
+def verdict_of(scores, p_holm, hours, gap_low=-0.01, collapsed=()):
     best = int(np.argmax(scores))
-    rows = {"score": scores, "is_best": np.arange(len(scores)) == best, "p_holm": p_holm}
+    rows = {"score": scores, "is_best": np.arange(len(scores)) == best, "p": p_holm, "p_holm": p_holm}
     table = pd.DataFrame(rows).assign(gap=np.array(scores) - scores[best], gap_low=gap_low, gap_se=0.01)
-    return choose_model(table, pd.Series(hours), 1000)
+    return choose_model(table, pd.Series(hours), table.index.isin(collapsed), 1000)
 
 
 def test_the_cheapest_that_is_not_significantly_worse():
@@ -201,7 +204,14 @@ def test_the_best_may_be_the_cheapest_and_the_untested_is_no_candidate():
 def test_a_warning_where_the_notes_cannot_tell():
     verdict = verdict_of([0.87, 0.90], [0.2, np.nan], [0.1, 2.0], gap_low=-0.07)
     assert verdict.choice == 0 and verdict.too_few_notes
-    assert verdict.notes_needed == notes_that_would_tell(-0.03, 0.01, 1000)
+    assert verdict.notes_needed == notes_that_would_tell(-0.03, 0.01, 1000, 1)
+    among_more = verdict_of([0.87, 0.90, 0.5], [0.2, np.nan, 0.001], [0.1, 2.0, 3.0], gap_low=-0.07)
+    assert among_more.notes_needed == notes_that_would_tell(-0.03, 0.01, 1000, 2) > verdict.notes_needed
+
+
+def test_a_model_that_tells_nothing_apart_is_not_chosen_for_being_cheap():
+    verdict = verdict_of([0.60, 0.65, 0.70], [0.08, 0.4, np.nan], [0.1, 1.0, 9.0], collapsed=[0])
+    assert verdict.choice == 1 and verdict.candidates == [1, 2]
 
 
 def test_notes_that_most_models_miss():

@@ -42,7 +42,10 @@ def test_only_sizes_that_both_have_are_compared():
 
 
 def write_point(runs, model, notes, score, train_size, hours=0.5):
-    splits = {part: {"notes": count} for part, count in (("train", notes), ("validation", 20), ("test", 20))}
+    splits = {
+        part: {"notes": count, "over_max_length": 0}
+        for part, count in (("train", notes), ("validation", 20), ("test", 20))
+    }
     changes = {"data__splits": splits, "run__train_size": train_size, "cost__training_hours": hours}
     for fold in (0, 1):
         more = {"run__model": model, "run__head": None, "run__tuning": None, "run__num_folds": 2}

@@ -93,6 +93,66 @@ def test_pretraining_in_house_is_named_marked_and_paid_for(runs, make_report):
     assert (own["Hours, alone"], own["Hours, shared"]) == ("2.5", "2.5")
 
 
+def test_subgroups_of_few_positive_notes_are_marked(runs, make_report):
+    for model, score in (("tfidf", 0.7), ("drbert", 0.9)):
+        write_run(runs, model, scores=(score, score))
+    for path in runs.rglob("predictions.parquet"):
+        predictions = pd.concat([pd.read_parquet(path)] * 3, ignore_index=True)
+        predictions["id"] += "-" + (predictions.index // 20).astype(str)
+        predictions.loc[5:, "label"] = 0  # two of five are positive
+        predictions.assign(**{"subgroup:ward": "north"}).to_parquet(path)
+    (north,) = markdown_rows((make_report() / "results.md").read_text(), "| Subgroup")
+    assert north["Test notes"] == "120 (few: unreliable)"
+
+
+def test_one_model_is_looked_at_as_closely(runs, make_report):
+    write_run(runs, "tfidf", scores=(0.7, 0.8))
+    folder = make_report()
+    text, page = (folder / "results.md").read_text(), (folder / "index.html").read_text()
+    assert "No verdict" in text and "tfidf has F1 (macro) 0.750 (95 % interval 0." in text
+    assert [row["Class"] for row in markdown_rows(text, "| Class")] == ["absent", "present"]
+    assert len(markdown_rows(text, "| Threshold keeps")) == 2
+    assert "### Can its probabilities be trusted?" in text and (folder / "reliability_1.svg").exists()
+    assert "Can its probabilities be trusted?" in page and "A closer look: tfidf" in page
+    assert "Are the differences real?" not in text + page
+
+
+def test_what_knows_test_text_is_not_called_best(runs, make_report):
+    write_run(runs, "tfidf", scores=(0.7, 0.8))
+    write_run(runs, "transformer", scores=(0.9, 0.9), model__transductive=True)
+    best, knowing = markdown_rows((make_report() / "results.md").read_text(), "## synthetic")
+    assert best["F1 (macro)"].startswith("**0.75") and knowing["F1 (macro)"] == "0.900 ± 0.000"
+    legend = (runs.parent / "report" / "f1_vs_hours.svg").read_text()
+    assert ">1 tfidf</text>" in legend and ">2 transformer" not in legend
+
+
+def test_who_read_only_the_beginning_of_notes_is_told(runs, make_report):
+    cut = {"arguments": {"data": {"long_notes": "truncate", "max_length": 256}}}
+    write_run(runs, "tfidf", scores=(0.7, 0.8))
+    write_run(runs, "drbert", "grn", "frozen", scores=(0.8, 0.9), **cut)  # two of twenty test notes
+    text = (make_report() / "results.md").read_text()
+    whole, beginning = markdown_rows(text, "## synthetic")
+    assert (whole["Notes"], beginning["Notes"]) == ("", "10% of the test notes cut at 256 tokens")
+    assert "1 of the 2 models read only the beginning of many notes (column Notes), the others all of them" in text
+
+
+def test_a_choice_that_collapsed_in_some_folds_is_told(runs, make_report):
+    write_run(runs, "tfidf", scores=(0.8, 0.8), cost__training_hours=9.0)
+    for fold in (0, 1):
+        more = {"run__model": "drbert", "run__num_folds": 2, "metrics__collapsed": fold == 1}
+        write_result(runs, "drbert", fold, 0.75, **more)
+    text = (make_report() / "results.md").read_text()
+    assert "Deploy drbert" in text and "Beware: in 1 of 2 folds it gave all notes the same answer." in text
+
+
+def test_thresholds_of_rare_classes_are_not_rounded_away(runs, make_report):
+    for fold, threshold in enumerate([0.9, 0.00041234, 0.0001]):
+        point = {"kept": "recall", "required": 0.9, "threshold": threshold, "recall": 0.9, "precision": 0.5}
+        write_result(runs, "tfidf", fold, run__model="tfidf", operating_points=[point])
+    (row,) = markdown_rows((make_report() / "results.md").read_text(), "| Threshold keeps")
+    assert row["Threshold"] == "0.0004123"  # the median: that of one fold does not move it
+
+
 def test_subgroups_of_few_notes_are_marked(runs, make_report):
     for model, score in (("tfidf", 0.7), ("drbert", 0.9)):
         write_run(runs, model, scores=(score, score))
@@ -121,12 +181,16 @@ def test_reliability_is_drawn_of_the_models_of_the_verdict(runs, make_report):
     )
 
 
+def part_of(notes):
+    return {"notes": notes, "groups": notes, "labels": {}, "over_max_length": 0}
+
+
 def test_the_verdict_says_what_more_notes_would_buy(runs, make_report):
     for model, score in (("tfidf", 0.8), ("drbert", 0.7)):
         write_run(runs, model, scores=(score, score))  # of 60 training notes
         for fold in (0, 1):
             half = {"run__model": model, "run__head": None, "run__tuning": None, "run__num_folds": 2}
-            half |= {"run__train_size": 30, "data__splits__train": {"notes": 30, "groups": 30, "labels": {}}}
+            half |= {"run__train_size": 30, "data__splits__train": part_of(30)}
             write_result(runs, f"{model}-n30", fold, score - 0.05, **half)
     text = (make_report() / "results.md").read_text()
     assert "Deploy tfidf" in text
@@ -134,14 +198,15 @@ def test_the_verdict_says_what_more_notes_would_buy(runs, make_report):
 
 
 def test_markdown_says_what_was_run(runs, make_report):
-    hardware = {"cpu": "a processor", "cores": 2, "gpu": "a card"}
+    hardware = {"cpu": "a processor", "cores": 2, "threads": 1, "gpu": "a card"}
     write_run(runs, "tfidf", environment__git_dirty=True)
     write_run(runs, "transformer", environment__hardware=hardware, environment__packages={"torch": "2.12.0"})
     text = (make_report("--average", "weighted") / "results.md").read_text()
     assert "- Notes: 100 (a fold: train 60, validation 20, test 20)" in text
     assert "- Task: binary, 2 classes: absent, present" in text
     assert "- Data fingerprint: `abc123`" in text
-    assert "- Hardware: a processor, 2 cores, GPU: a card / a processor, 2 cores, GPU: none" in text
+    machine = "a processor, 1 thread of 2 cores"
+    assert f"- Hardware: {machine}, GPU: a card / {machine}, GPU: none" in text
     assert "- Git commit: 0123456789ab, 0123456789ab (with uncommitted changes)" in text
     assert "- Packages: torch 2.12.0, torch 2.13.0" in text
     assert f"python evaluate.py {runs} --output {runs.parent / 'report'} --average weighted" in text
