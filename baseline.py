@@ -5,6 +5,7 @@ metric that selects the other models. scikit-learn, no GPU, seconds to minutes. 
 that count by naive Bayes weights, by the squares of them or all the same, also chosen there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product, starmap
@@ -15,9 +16,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline
-from skops import io as skops_io
 
-from metrics import SELECTION_METRIC, NoteClassificationMetric, tune_thresholds
+from calibration import log_loss
+from metrics import SELECTION_METRIC, NoteClassificationMetric, selecting_score, tune_thresholds
 from naive_bayes import POWERS, fit_weighted, weigh
 
 BASELINES = {"tfidf": (0,), "tfidf-nb": POWERS}  # name -> powers of the naive Bayes weights to choose from
@@ -25,6 +26,7 @@ BASELINES = {"tfidf": (0,), "tfidf-nb": POWERS}  # name -> powers of the naive B
 REGULARISATION = (0.3, 1.0, 3.0, 10.0, 30.0)
 CLASS_WEIGHTS = (None, "balanced")
 MODEL_FILE = "model.skops"  # skops stores scikit-learn models without pickle: loading one runs no code
+TRUSTED = ["sklearn.multiclass._ConstantPredictor"]  # in the place of a label that every training note has
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,19 @@ class TfidfClassifier:
         validation_texts: list[str],
         validation_labels: np.ndarray,
         powers: Sequence[int],
+        selection: str | None = None,
     ) -> Settings:
         """Fit every setting of the grid on the training notes and keep the best on validation.
 
-        Each is judged at the threshold tuned for it, as every model of the comparison is.
+        Each is judged at the threshold tuned for it, as every model of the comparison is, by the score `selection`
+        (default: SELECTION_METRIC of the task), or by `loss`, the cross-entropy.
         """
+        selection = selection or SELECTION_METRIC[self.task]
         features = build_features()
         matrix, validation_matrix = features.fit_transform(texts), features.transform(validation_texts)
         weights = {power: weigh(matrix, labels, power) for power in powers}
         metric = NoteClassificationMetric(self.task, self.class_names)
-        best_score, best_settings = -1.0, None
+        best_score, best_settings = -math.inf, None
         for settings in starmap(Settings, product(REGULARISATION, CLASS_WEIGHTS, powers)):
             classifier = build_classifier(settings, self.task)
             fit_weighted(matrix, labels, weights[settings.naive_bayes_power], classifier)
@@ -90,8 +95,10 @@ class TfidfClassifier:
                 references=validation_labels,
                 thresholds=tune_thresholds(probabilities, validation_labels, self.task),
             )
-            if scores[SELECTION_METRIC[self.task]] > best_score:
-                best_score, best_settings = scores[SELECTION_METRIC[self.task]], settings
+            scores["loss"] = log_loss(probabilities, validation_labels, self.task)
+            score = selecting_score(scores, selection)
+            if score > best_score:
+                best_score, best_settings = score, settings
                 self.pipeline = Pipeline([("features", features), ("classifier", classifier)])
         return best_settings
 
@@ -108,12 +115,18 @@ class TfidfClassifier:
 
     def count_bytes(self) -> int:
         """Of the file that `save` writes; counted in memory, since it spells out words of the notes."""
-        return len(skops_io.dumps(self.pipeline))
+        from skops import io
+
+        return len(io.dumps(self.pipeline))
 
     def save(self, folder: Path):
+        from skops import io  # here, not above: it takes two seconds, and every start of train.py would wait for it
+
         folder.mkdir(parents=True, exist_ok=True)
-        skops_io.dump(self.pipeline, folder / MODEL_FILE)
+        io.dump(self.pipeline, folder / MODEL_FILE)
 
     @classmethod
     def load(cls, folder: Path, task: str, class_names: list[str]) -> "TfidfClassifier":
-        return cls(task, class_names, pipeline=skops_io.load(folder / MODEL_FILE, trusted=None))
+        from skops import io
+
+        return cls(task, class_names, pipeline=io.load(folder / MODEL_FILE, trusted=TRUSTED))

@@ -117,10 +117,15 @@ def _read_text(path: Path) -> str:
 
 def _read_table(source: str, columns: dict[str, str | None]) -> Corpus:
     try:
-        notes = read_unlabeled(DataArguments(dataset=source, split_column="none", **columns), needs_ids=False)
+        notes = read_unlabeled(DataArguments(dataset=source, split_column="none", **columns), is_further_text=True)
     except DataError as error:
         named = f"{source}: {error}" if source not in str(error) else str(error).removeprefix("--dataset ")
         raise DataError(f"--unlabeled {named}") from None
+    if columns["group_column"] and notes.groups is None:
+        logger.warning(
+            "--unlabeled %s: no column %s, so other letters of held-out patients are not known there",
+            source, columns["group_column"],
+        )  # fmt: skip
     return of_notes(notes, np.arange(len(notes)))
 
 

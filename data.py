@@ -81,7 +81,9 @@ class DataArguments:
     )
     folds: int = field(
         default=5,
-        metadata={"help": "Cross-validation folds, 1 for a single split; splits given by the data go first."},
+        metadata={
+            "help": "Cross-validation folds (five are ours), 1 for a single split; splits given by the data go first."
+        },
     )
     repeats: int = field(
         default=1,
@@ -408,7 +410,7 @@ def _encode_labels(
         encoder = MultiLabelBinarizer(classes=_order_classes(found, names, arguments.label_column))
         labels = encoder.fit_transform(rows).astype(np.int64)
         class_names = list(encoder.classes_)
-        _refuse_text(class_names, arguments)
+        _refuse_text(Counter(label for row in rows for label in row), arguments)
         if len(class_names) < 2:
             raise DataError(f"Multi-label notes with {len(class_names)} distinct label: at least 2 are needed.")
         return "multi-label", class_names, labels
@@ -419,14 +421,8 @@ def _encode_labels(
             f"Column {arguments.label_column} holds lists written as text: use JSONL or Parquet for lists, or one "
             "string a note with --label_separator."
         )
-    counts = Counter(values)
-    if len(counts) > 20 and 2 * sum(count == 1 for count in counts.values()) > len(counts):
-        raise DataError(
-            f"--label_column {arguments.label_column}: {len(counts)} different labels, most of them on one note only: "
-            "is that a column of text?"
-        )
     class_names = _order_classes(set(values), names, arguments.label_column)
-    _refuse_text(class_names, arguments)
+    _refuse_text(Counter(values), arguments)
     if len(set(values)) < 2:
         raise DataError(f"All {len(values)} notes carry the same label: a classifier needs at least 2 classes.")
     if len(class_names) == 2:
@@ -440,10 +436,15 @@ def _encode_labels(
     return "binary" if len(class_names) == 2 else "multi-class", class_names, labels
 
 
-def _refuse_text(class_names: list[str], arguments: DataArguments):
-    """Before any message or log line names a class: it must not be a note."""
-    if arguments.label_column == arguments.text_column or max(map(len, class_names), default=0) > NAME_LENGTH:
+def _refuse_text(counts: Counter, arguments: DataArguments):
+    """Before any message or log line names a class: it must not be a note, or a piece of one."""
+    if arguments.label_column == arguments.text_column or max(map(len, counts), default=0) > NAME_LENGTH:
         raise DataError(f"--label_column {arguments.label_column}: holds text, not labels.")
+    if len(counts) > 20 and 2 * sum(count == 1 for count in counts.values()) > len(counts):
+        raise DataError(
+            f"--label_column {arguments.label_column}: {len(counts)} different labels, most of them on one note only: "
+            "is that a column of text?"
+        )
 
 
 def _order_binary(class_names: list[str], values: list[str], positive_label: str | None) -> list[str]:
@@ -459,13 +460,13 @@ def _order_binary(class_names: list[str], values: list[str], positive_label: str
     return sorted(class_names, key=lambda name: name == positive)
 
 
-def _note_ids(frame: pd.DataFrame, id_column: str | None) -> np.ndarray:
+def _note_ids(frame: pd.DataFrame, id_column: str | None, unique: bool = True) -> np.ndarray:
     id_column = id_column or next((name for name in ("id", "note_id") if name in frame.columns), "none")
     if id_column == "none":
         return np.array([ROW_ID.format(row + 1) for row in range(len(frame))])
     ids = _complete_column(frame, id_column, "id_column")
     repeated = np.flatnonzero(pd.Series(ids).duplicated())
-    if len(repeated):
+    if len(repeated) and unique:
         raise DataError(
             f"Column {id_column} repeats ids in {name_rows(repeated)}: ids must be unique; give another --id_column, "
             "or none for row numbers."
@@ -501,8 +502,10 @@ def _subgroup(frame: pd.DataFrame, column: str) -> np.ndarray:
 
 
 def _given_splits(frame: pd.DataFrame, arguments: DataArguments) -> np.ndarray | None:
-    if arguments.split_column == "none" or arguments.split_column not in frame.columns:
+    name = arguments.split_column
+    if name == "none" or (name == DataArguments.split_column and name not in frame.columns):
         return None
+    _require_column(frame, name, "split_column")
     words = frame[arguments.split_column].map(lambda word: SPLIT_ALIASES.get(str(word).strip().lower()))
     unknown = np.flatnonzero(words.isna())
     if len(unknown):
@@ -544,16 +547,18 @@ def load_notes(arguments: DataArguments) -> Notes:
     return notes
 
 
-def read_unlabeled(arguments: DataArguments, needs_ids: bool = True) -> Notes:
-    """Every note, whether it has a label or not, with ids, groups and given splits where the table has them.
+def read_unlabeled(arguments: DataArguments, is_further_text: bool = False) -> Notes:
+    """Every note, whether it has a label or not, with ids, groups and given splits: `task` is "none", no labels.
 
-    For prediction, and for pretraining: `task` is "none", there are no labels, and a table may lack `group_column`,
-    and `id_column` unless it `needs_ids`.
+    A table of further text may lack the columns of ids and groups, and several of its rows may have one id.
     """
     frame, _ = _read_rows(arguments)
     texts = _check_texts(frame[arguments.text_column])
-    ids = _note_ids(frame, arguments.id_column if needs_ids or arguments.id_column in frame.columns else None)
-    group_column = _group_column(arguments)
-    groups = _complete_column(frame, group_column, "group_column") if group_column in frame.columns else None
+    id_column, group_column = arguments.id_column, _group_column(arguments)
+    if is_further_text:
+        id_column = id_column if id_column in ("none", *frame.columns) else None
+        group_column = group_column if group_column in frame.columns else None
+    ids = _note_ids(frame, id_column, unique=not is_further_text)
+    groups = None if group_column is None else _complete_column(frame, group_column, "group_column")
     no_labels = np.zeros(len(texts), dtype=np.int64)
     return Notes(arguments.dataset, "none", [], ids, texts, no_labels, groups, _given_splits(frame, arguments))

@@ -11,6 +11,8 @@ import numpy as np
 from scipy.special import expit, ndtr, softmax
 from sklearn import metrics as sk
 
+from data import DataError
+
 TASKS = ("binary", "multi-class", "multi-label")
 # What a model is selected by, and what its thresholds are tuned for. Macro F1 where classes exclude each other;
 # weighted F1 for multi-label notes, as DrBenchmark does (ours otherwise: the paper names no averaging).
@@ -149,6 +151,20 @@ class NoteClassificationMetric(evaluate.Metric):
         return {
             name: float(score) if isinstance(score, float | np.floating) else score for name, score in scores.items()
         }
+
+
+def selecting_score(scores: dict[str, float | None], name: str) -> float:
+    """The score by which settings or epochs are selected, with or without "eval_", the higher the better.
+
+    Raises:
+        DataError: it is not defined on this validation part.
+    """
+    score = scores.get(name.removeprefix("eval_"))
+    if score is None:
+        raise DataError(
+            f"--metric_for_best_model {name}: not defined on a validation part with one class; take another."
+        )
+    return -score if name.endswith("loss") else score
 
 
 def selectable_scores(task: str, class_names: list[str]) -> list[str]:

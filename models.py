@@ -60,8 +60,8 @@ class ModelArguments:
     tuning: str = field(
         default="frozen",
         metadata={
-            "help": "What is trained of a pretrained encoder beside its head: nothing (frozen), LoRA on the attention "
-            "projections (lora), everything (full).",
+            "help": "What is trained of a pretrained encoder beside its head: nothing (frozen; ours), LoRA on the "
+            "attention projections (lora), everything (full).",
             "choices": [*TUNINGS],
         },
     )
@@ -71,11 +71,13 @@ class ModelArguments:
     pooling: str = field(
         default="mean",
         metadata={
-            "help": "Pretrained encoders: tokens to one vector, mean or first (cls).",
+            "help": "Pretrained encoders: tokens to one vector, mean (ours) or first (cls).",
             "choices": ["mean", "cls"],
         },
     )
-    dropout: float = field(default=0.1, metadata={"help": "Dropout in head and classifier, and in the small models."})
+    dropout: float = field(
+        default=0.1, metadata={"help": "Dropout in head and classifier, and in the small models (ours)."}
+    )
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA; its scale alpha is twice the rank (ours)."})
     vocab_size: int = field(
         default=6000, metadata={"help": "Largest vocabulary of a model from scratch (8,000 of one pretrained)."}
@@ -234,14 +236,17 @@ def build_model(
         described |= {"kind": "in-house", "transductive": getattr(config, "transductive", False)}
     elif model_args.model in SCRATCH_MODELS:
         with main_first:
-            if not (folder / "tokenizer_config.json").is_file():
-                train_tokenizer(
+            if not folder.is_dir():
+                tokenizer = train_tokenizer(
                     [notes.texts[row] for row in train],
                     family="bpe",
                     vocab_size=model_args.vocab_size,
                     max_length=data_args.max_length,
                     groups=None if notes.groups is None else notes.groups[train],
-                ).save_pretrained(folder)
+                )
+                partial = folder.with_name(f"{folder.name}.partial")
+                tokenizer.save_pretrained(partial)
+                partial.rename(folder)  # there as a whole or not at all
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = ScratchForSequenceClassification(
             ScratchConfig(

@@ -534,7 +534,6 @@ def check_output(arguments: PretrainArguments, output: Path):
     )
     if holds_model and not arguments.overwrite:
         raise ArgumentError(f"{output} already holds a model: choose another --output_dir, or --overwrite.")
-    (output / REPORT_FILE).unlink(missing_ok=True)
 
 
 def code_fingerprint() -> str:
@@ -649,7 +648,10 @@ def pretrain(arguments: PretrainArguments, training_args: TrainingArguments) -> 
     with training_args.main_process_first(local=False):
         if training_args.process_index == 0:
             check_output(arguments, output)
-    return train_masked_lm(arguments, training_args, read_text(arguments), output)
+    text = read_text(arguments)
+    if training_args.process_index == 0:
+        (output / REPORT_FILE).unlink(missing_ok=True)  # with --overwrite: from here on the model is not whole
+    return train_masked_lm(arguments, training_args, text, output)
 
 
 def pretrain_in_house(

@@ -305,12 +305,19 @@ def resolve_settings(run: Run, seed: int) -> dict:
     model = {name: value for name, value in asdict(model_args).items() if name not in left_out}
     if in_house:
         model["unlabeled"] = run.unlabeled.fingerprint()
+        del model["vocab_size"]  # pretrain.py has its own
     if model_args.kind in TUNINGS:
         model["encoder"] = run.encoder
     data = asdict(run.data_args)
+    # files and folders by their names alone, however their path was written: fingerprints tell what is in them
+    for arguments, name in ((model, "model"), (data, "dataset")):
+        path = Path(arguments[name]).expanduser()
+        if path.exists():
+            arguments[name] = path.resolve().name
     training = {name: getattr(training_args, name) for name in DECISIVE} | {"world_size": training_args.world_size}
     if model_args.kind == "baseline":  # it reads nothing else
-        model, training = {"model": model_args.model}, {}
+        model = {"model": model_args.model}
+        training = {"metric_for_best_model": training_args.metric_for_best_model}
         data = {name: value for name, value in data.items() if name not in OF_TOKENS}
     settings = {"model": model, "data": data, "training": training, "seed": seed}
     return json.loads(json.dumps(settings, default=str))

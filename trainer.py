@@ -43,7 +43,13 @@ from data import DataArguments, Notes
 from energy import measure_power
 from features import FeatureCollator, FrozenFeatures, load_or_compute
 from memory import plan_memory
-from metrics import SELECTION_METRIC, NoteClassificationMetric, probabilities_from_logits, tune_thresholds
+from metrics import (
+    SELECTION_METRIC,
+    NoteClassificationMetric,
+    probabilities_from_logits,
+    selecting_score,
+    tune_thresholds,
+)
 from models import PRETRAINED_HERE, TUNINGS, ModelArguments, build_model, put_encoder_back, suit_cpu
 from ngrams import ENCODER, FITS, choose_weights, count_ngrams, fit_ngrams, ngram_features, set_ngrams
 from predict import classify
@@ -330,8 +336,10 @@ def train_baseline(run: Run, split: Split, settings: Settings | None = None) -> 
         started = time.perf_counter()  # the meter's own start takes seconds
         if settings is None:
             validation = texts["validation"], notes.labels[split.validation]
-            powers = BASELINES[run.model_args.model]
-            settings = classifier.fit_and_select(texts["train"], notes.labels[split.train], *validation, powers)
+            powers, selection = BASELINES[run.model_args.model], run.training_args.metric_for_best_model
+            settings = classifier.fit_and_select(
+                texts["train"], notes.labels[split.train], *validation, powers, selection
+            )
         else:
             classifier.fit(texts["train"], notes.labels[split.train], settings)
         seconds = time.perf_counter() - started
@@ -437,7 +445,7 @@ def train_network(
             data_collator=collator,
             train_dataset=encoded["train"][0],
             eval_dataset=by_length(encoded["validation"][0])[0] if epochs is None else None,
-            compute_metrics=lambda prediction: score_validation(prediction, metric),
+            compute_metrics=lambda prediction: score_validation(prediction, metric, arguments.metric_for_best_model),
             callbacks=its_callbacks,
             class_weights=class_weights,
         )
@@ -529,13 +537,22 @@ def by_length(notes: datasets.Dataset) -> tuple[datasets.Dataset, np.ndarray]:
     return notes.select(order), order
 
 
-def score_validation(prediction: EvalPrediction, metric: NoteClassificationMetric) -> dict[str, float]:
-    """Validation scores at the threshold that is best there: what the result file reports, on the test part."""
+def score_validation(prediction: EvalPrediction, metric: NoteClassificationMetric, selection: str) -> dict[str, float]:
+    """Validation scores at the threshold that is best there: what the result file reports, on the test part.
+
+    Raises:
+        ArgumentError: the logits are no numbers.
+        DataError: the score `selection` is not defined here.
+    """
+    if not np.isfinite(prediction.predictions).all():
+        raise ArgumentError("Training diverged: its logits are no numbers any more; give a lower --learning_rate.")
     task = metric.config_name
     probabilities = probabilities_from_logits(prediction.predictions, task)
     labels = prediction.label_ids.astype(np.int64)
     thresholds = tune_thresholds(probabilities, labels, task)
     scores = metric.compute(predictions=probabilities, references=labels, thresholds=thresholds)
+    if selection.removeprefix("eval_") != "loss":  # which the Trainer adds
+        selecting_score(scores, selection)
     return {name: value for name, value in scores.items() if isinstance(value, float)}
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import FINDINGS
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, log_loss, recall_score, roc_auc_score
 
 from baseline import BASELINES, CLASS_WEIGHTS, REGULARISATION, Settings, TfidfClassifier
-from data import DataArguments, load_notes
+from data import DataArguments, DataError, load_notes
 from metrics import SELECTION_METRIC, THRESHOLD_GRID, decide, tune_thresholds
 from naive_bayes import POWERS
 from splits import draw_splits
@@ -85,6 +85,44 @@ def test_saved_and_loaded(task, power, tmp_path):
     texts, _ = make_corpus(task, 2)
     assert (loaded.predict_probabilities(texts) == model.predict_probabilities(texts)).all()
     assert loaded.count_parameters() == model.count_parameters()
+
+
+def test_a_label_that_every_training_note_has_is_saved_too(tmp_path):
+    texts, labels = make_corpus("multi-label")
+    labels[:, 1] = 1
+    model = TfidfClassifier("multi-label", NAMES["multi-label"]).fit(texts, labels, Settings(10.0, None, 0))
+    model.save(tmp_path)
+    loaded = TfidfClassifier.load(tmp_path, "multi-label", NAMES["multi-label"])
+    probabilities = loaded.predict_probabilities(texts)
+    assert (probabilities == model.predict_probabilities(texts)).all() and (probabilities[:, 1] == 1).all()
+
+
+SCORES = {  # of labels, probabilities and predictions
+    "auroc": lambda labels, probabilities, predicted: roc_auc_score(labels, probabilities[:, 1]),
+    "eval_loss": lambda labels, probabilities, predicted: -log_loss(labels, probabilities),
+    "recall_positive": lambda labels, probabilities, predicted: recall_score(labels, predicted),
+}
+
+
+@pytest.mark.parametrize("selection", SCORES)
+def test_selected_by_the_score_that_is_asked_for(selection):
+    corpus, (texts, labels) = make_corpus("binary", 0, noise=0.3), make_corpus("binary", 1, noise=0.3)
+    kept = TfidfClassifier("binary", NAMES["binary"]).fit_and_select(*corpus, texts, labels, (0,), selection)
+    scores = {}
+    for settings in starmap(Settings, product(REGULARISATION, CLASS_WEIGHTS, (0,))):
+        refitted = TfidfClassifier("binary", NAMES["binary"]).fit(*corpus, settings)
+        probabilities = refitted.predict_probabilities(texts)
+        predicted = decide(probabilities, "binary", tune_thresholds(probabilities, labels, "binary"))
+        scores[settings] = SCORES[selection](labels, probabilities, predicted)
+    assert len(set(scores.values())) > 1 and scores[kept] == pytest.approx(max(scores.values()))
+
+
+def test_a_score_that_is_not_defined_on_validation():
+    texts, labels = make_corpus("binary")
+    negative = [text for text, label in zip(texts, labels, strict=True) if not label]
+    model = TfidfClassifier("binary", NAMES["binary"])
+    with pytest.raises(DataError, match="--metric_for_best_model auroc: not defined on a validation part with one"):
+        model.fit_and_select(texts, labels, negative, np.zeros(len(negative), dtype=int), (0,), "auroc")
 
 
 @pytest.mark.parametrize(("task", "rows"), [("binary", 1), ("multi-class", 3), ("multi-label", 3)])

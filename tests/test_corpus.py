@@ -87,6 +87,15 @@ def test_ids_are_looked_up_where_a_table_has_them(tmp_path):
     assert read_corpus([str(ours)]).names == [(), ()]
 
 
+def test_a_table_that_names_no_patients_is_told(tmp_path, caplog):
+    for name, column in (("ours", "who"), ("theirs", "patient")):
+        pd.DataFrame({column: [7], "text": [f"un texte de {name}"]}).to_csv(tmp_path / f"{name}.csv", index=False)
+    corpus = read_corpus([str(tmp_path / f"{name}.csv") for name in ("ours", "theirs")], group_column="who")
+    assert corpus.names == [("7",), ()]
+    (warning,) = caplog.messages
+    assert "theirs.csv: no column who, so other letters of held-out patients are not known there" in warning
+
+
 def test_each_kind_of_source(tmp_path):
     (tmp_path / "lines.txt").write_text("un\n\n deux\n", encoding="utf-8")
     tables = tmp_path / "tables"

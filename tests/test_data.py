@@ -109,6 +109,22 @@ def test_split_column_and_its_words(write):
     assert load(path, split_column="part").given_splits.tolist() == expected
 
 
+def test_a_split_column_that_is_not_there(write):
+    with pytest.raises(DataError, match="--split_column partition: no such column; found: "):
+        load(write(TABLE.assign(part=["train", "train", "test"])), split_column="partition")
+
+
+def test_pieces_of_text_are_no_labels(write, caplog):
+    """They would be named in a log, in a result and on a card."""
+    phrases = [f"toux depuis {day} jours, fièvre à {day} heures" for day in range(40)]
+    table = pd.DataFrame({"text": [f"Note {number}." for number in range(40)], "label": phrases})
+    with pytest.raises(
+        DataError, match="80 different labels, most of them on one note only: is that a column of text"
+    ):
+        load(write(table), label_separator=",")
+    assert "toux" not in caplog.text
+
+
 def test_split_column_none_ignores_the_splits(write):
     for column in ("split", "none"):  # which may be the name of a column too
         assert load(write(TABLE.assign(**{column: "anything"})), split_column="none").given_splits is None
@@ -473,8 +489,22 @@ def test_unlabeled_notes_need_nothing_but_a_text(write):
     assert notes.texts == TEXTS and notes.ids.tolist() == ["row-1", "row-2", "row-3"] and notes.ids_are_rows
     assert notes.given_splits.tolist() == ["train", "validation", "test"] and notes.groups.tolist() == ["1", "1", "2"]
     other = write(TABLE.rename(columns={"text": "note"}).assign(id=["a", "b", "c"]), "all.csv")
-    notes = read_unlabeled(DataArguments(dataset=str(other), text_column="note", group_column="patient"))
+    arguments = DataArguments(dataset=str(other), text_column="note", group_column="patient")
+    with pytest.raises(DataError, match="--group_column patient: no such column; found: "):
+        read_unlabeled(arguments)
+    notes = read_unlabeled(arguments, is_further_text=True)
     assert notes.texts == TEXTS and notes.groups is None and notes.given_splits is None and not notes.ids_are_rows
+
+
+def test_ids_of_further_text_may_repeat(write):
+    """As an archive's, with several letters of one patient."""
+    path = write(TABLE.assign(id=["p1", "p1", "p2"]))
+    with pytest.raises(DataError, match="Column id repeats ids in 1 row"):
+        read_unlabeled(DataArguments(dataset=str(path)))
+    assert read_unlabeled(DataArguments(dataset=str(path)), is_further_text=True).ids.tolist() == ["p1", "p1", "p2"]
+    unnamed = DataArguments(dataset=str(path), id_column="none", group_column="id")
+    notes = read_unlabeled(unnamed, is_further_text=True)
+    assert notes.ids_are_rows and notes.groups.tolist() == ["p1", "p1", "p2"]
 
 
 # ---- fingerprint ---------------------------------------------------------------------------------------------------

@@ -345,6 +345,10 @@ def test_copies_count_once(tmp_path):
         ("--architecture bert --unlabeled a.txt --hidden_size 100 --num_attention_heads 3", "must be a multiple of"),
         ("--architecture bert --unlabeled no-such-file.txt", "no-such-file.txt cannot be opened"),
         ("--architecture bert --dataset no-such-file.csv", "no-such-file.csv: no such file"),
+        (
+            "--architecture bert --dataset synthetic:40 --group_column pateint",
+            "--group_column pateint: no such column",
+        ),
         ("--architecture bert --unlabeled a.txt --mlm_probability 15", "a fraction between 0 and 1"),
         ("--architecture bert --unlabeled a.txt --push_to_hub", "--push_to_hub"),
         ("--architecture transformer --unlabeled a.txt --optim adafactor", "adamw_torch_fused; give one of these, or"),
@@ -369,6 +373,7 @@ def test_finished_model_is_not_replaced_by_accident(text_file, tmp_path, capsys)
     assert "already holds a model" in capsys.readouterr().err
     assert run("--model", tmp_path, "--unlabeled", text_file, "--output_dir", tmp_path, "--overwrite") == 1
     assert "--model and --output_dir are both" in capsys.readouterr().err
-    assert (tmp_path / "pretrain.json").is_file()
+    assert run("--architecture", "roberta", *options, "--unlabeled", "no-such-file.txt", "--overwrite") == 1
+    assert (tmp_path / "pretrain.json").is_file()  # nothing is lost by a command that is refused
     assert run("--architecture", "roberta", *options, "--overwrite") == 0
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "roberta"

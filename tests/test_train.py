@@ -274,8 +274,23 @@ def test_a_baseline_asks_for_nothing_that_it_does_not_read(notes_file, tmp_path,
     baseline = ["--model", "tfidf", "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run")]
     assert train.main(baseline) == 0
     assert train.main([*baseline, "--learning_rate", "1", "--max_length", "64", "--class_weights", "none"]) == 0
+    assert train.main([*baseline, "--metric_for_best_model", "auroc"]) == 1
+    assert "other settings (metric_for_best_model None, now auroc)" in capsys.readouterr().err
     assert train.main([*baseline, "--split_seed", "1"]) == 1
     assert "was finished on other notes or other splits" in capsys.readouterr().err
+
+
+def test_a_path_may_be_written_otherwise(notes_file, tmp_path, encoder_folder, monkeypatch):
+    """The fingerprints say what is in a file or folder; and no result names a folder of this machine."""
+    monkeypatch.chdir(notes_file.parent)
+    output = tmp_path / "run"
+    asked = ["--head", "linear", "--folds", "1", "--num_train_epochs", "1", "--use_cpu", "--keep_model", "False"]
+    asked += ["--output_dir", str(output)]
+    assert train.main([*asked, "--dataset", "notes.csv", "--model", str(encoder_folder)]) == 0
+    stamp = (output / "fold-0" / "result.json").stat().st_mtime_ns
+    assert train.main([*asked, "--dataset", str(notes_file), "--model", f"{encoder_folder}/"]) == 0
+    assert (output / "fold-0" / "result.json").stat().st_mtime_ns == stamp
+    assert str(encoder_folder.parent) not in json.dumps(read(output / "fold-0")["arguments"])
 
 
 def test_overwrite_deletes_nothing_for_a_command_that_is_refused(notes_file, tmp_path, capsys):

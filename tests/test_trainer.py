@@ -17,14 +17,14 @@ from transformers import TrainerCallback, TrainingArguments
 import trainer
 from baseline import Settings, TfidfClassifier
 from batches import tokenize_notes
-from data import DataArguments, load_notes
+from data import DataArguments, DataError, load_notes
 from energy import Reading
 from memory import MemoryPlan
 from models import ModelArguments
 from naive_bayes import POWERS
 from pretrain import ArgumentError
 from scratch_model import ScratchConfig, ScratchForSequenceClassification
-from splits import draw_splits
+from splits import Split, draw_splits
 from tokenization import train_tokenizer
 from train import parse_arguments
 from trainer import BatchesOfLikeLength, Member, NoteTrainer, Run, epochs_to_train, train_network, weighted_loss
@@ -236,7 +236,7 @@ def test_the_start_of_the_meter_is_no_training_of_the_baseline(notes_file, tmp_p
 
 def test_the_two_baselines_are_two_models(notes_file, tmp_path, monkeypatch):
     asked, select = [], TfidfClassifier.fit_and_select
-    monkeypatch.setattr(TfidfClassifier, "fit_and_select", lambda *given: (asked.append(given[-1]), select(*given))[1])
+    monkeypatch.setattr(TfidfClassifier, "fit_and_select", lambda *given: (asked.append(given[-2]), select(*given))[1])
     for model in ("tfidf", "tfidf-nb"):
         run, split = run_for(notes_file, tmp_path, "--model", model)
         assert trainer.train_baseline(run, split).model["naive_bayes_power"] in asked[-1]
@@ -279,6 +279,29 @@ def test_an_ensemble_is_the_mean_of_its_members(notes_file, tmp_path, encoder_fo
 def test_a_country_that_nobody_knows(notes_file):
     with pytest.raises(ArgumentError, match="--country_iso_code FR: not known; give three letters, as FRA"):
         parse_arguments(["--model", "tfidf", "--dataset", str(notes_file), "--country_iso_code", "FR"])
+
+
+def test_a_training_that_diverged_is_one_line(notes_file, tmp_path):
+    run, split = run_for(notes_file, tmp_path, "--model", "transformer")
+    run.training_args.learning_rate, run.training_args.max_grad_norm = 1e30, 0.0
+    with pytest.raises(ArgumentError, match="Training diverged: its logits are no numbers any more; give a lower"):
+        train_network(run, split, 0, tmp_path / "fold")
+
+
+def test_a_score_that_is_not_defined_on_validation_is_one_line(notes_file, tmp_path):
+    run, split = run_for(notes_file, tmp_path, "--model", "transformer", "--metric_for_best_model", "auroc")
+    negative = split.validation[run.notes.labels[split.validation] == 0]
+    with pytest.raises(DataError, match="--metric_for_best_model auroc: not defined on a validation part with one cl"):
+        train_network(run, Split(split.train, negative, split.test), 0, tmp_path / "fold")
+
+
+def test_a_tokenizer_that_was_cut_off_is_made_again(notes_file, tmp_path):
+    run, split = run_for(notes_file, tmp_path, "--model", "transformer")
+    partial = tmp_path / "fold" / "tokenizer.partial"
+    partial.mkdir(parents=True)
+    (partial / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    train_network(run, split, 0, tmp_path / "fold")
+    assert not partial.exists() and (tmp_path / "fold" / "tokenizer" / "tokenizer.json").is_file()
 
 
 def test_only_models_that_begin_pretrained_have_an_ensemble(notes_file):
