@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import transformers
 from tabulate import tabulate
+from tqdm import tqdm
 from transformers import TrainerCallback
 
 from backbones import BackboneError, find_backbone, load_config_and_tokenizer
@@ -205,22 +206,36 @@ def main() -> int:
     except Exception as error:
         return complain(tell_unforeseen(error, parsed[0][2].log_level))
 
+    # a probe had its share of the cores, but the whole of a GPU, which runs side by side divide
+    at_once = args.jobs if all(training_args.device.type == "cpu" for _, _, training_args in parsed) else 1
     rows = []
     for line in plan:
         known = estimates.get(line["run_id"])
-        rows.append([*line.values(), f"{known['hours']:.2g}" if known else "-", problems.get(line["run_id"], "")])
-    print(tabulate(rows, headers=[*PLAN, "hours, at most", ""], disable_numparse=True))
+        rows.append([*line.values(), f"{known['hours']:.2g}" if known else "-"])
+        if problems:
+            rows[-1].append(problems.get(line["run_id"], ""))
+    headers = [*PLAN, "hours, at most", *(["why not"] if problems else [])]
+    print(tabulate(rows, headers=headers, disable_numparse=True))
     passes = {}  # one for all heads of an encoder
     for line in plan:
         hours = estimates.get(line["run_id"], {}).get("feature_hours", 0.0)
         passes[line["model"]] = max(hours, passes.get(line["model"], 0.0))
-    wall = sum(known["hours"] for known in estimates.values()) / args.jobs + sum(passes.values())
+    pretrained = {}  # once for all sizes of the training part
+    for line in plan:
+        pretrained.setdefault(line["model"], []).append(
+            estimates.get(line["run_id"], {}).get("pretraining_hours", 0.0)
+        )
+    again = sum(sum(hours) - max(hours) for hours in pretrained.values())
+    wall = (sum(known["hours"] for known in estimates.values()) - again) / at_once + sum(passes.values())
     if any(passes.values()):
         print(
             f"and {sum(passes.values()):.2g} h for the hidden states of frozen encoders, which heads and folds share"
         )
     left_out = f"; {len(problems)} runs without an estimate left out" if problems else ""
-    print(f"in all at most {wall:.2g} h, {args.jobs} at a time; early stopping ends some runs sooner{left_out}")
+    sharing = "" if at_once == args.jobs else ", as long as if one GPU did one after the other, which it seldom takes"
+    print(
+        f"in all at most {wall:.2g} h, {args.jobs} at a time{sharing}; early stopping ends some runs sooner{left_out}"
+    )
     content = {"schema_version": SCHEMA_VERSION, "status": "estimated", "wall_hours": wall, "runs": estimates}
     write_json(args.estimate, content)
     return 0
@@ -247,9 +262,8 @@ def estimate_all(plan: list[dict], parsed: list[tuple]) -> tuple[dict[str, dict]
     start_up = min(timed_import() for _ in range(2))
     corpus, speeds, estimates, problems = None, {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, (line, arguments) in enumerate(zip(plan, parsed, strict=True), start=1):
-            print(f"probing: {number} of {len(plan)} ", end="\r", file=sys.stderr, flush=True)
-            model_args, data_args, training_args = arguments
+        probing = tqdm(zip(plan, parsed, strict=True), "probing", len(plan), leave=False, disable=None)
+        for line, (model_args, data_args, training_args) in probing:
             corpus = corpus or load_corpus(data_args)
             notes, splits = corpus
             run = Run(model_args, data_args, training_args, notes)

@@ -17,14 +17,19 @@
 #   --average A        of precision, recall and F1 in the report: macro (default), weighted, positive or micro
 #   --dry-run          print the plan with the hours it will take, from a short probe of each kind of run, and stop
 # Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size.
-# A run that fails does not stop the others; what is finished is kept when the command is given again.
+# A run that fails does not stop the others; what is finished is kept when the command is given again (without
+# --overwrite, which begins each run anew).
 set -euo pipefail
 invoked_from=${PWD}
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 die() { echo "error: $*" >&2; exit 2; }
 
-cores=$(nproc)
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # these are set below, for each run
+# a container sees the cores and the memory of its host, and may use less
+if read -r quota period < /sys/fs/cgroup/cpu.max && [[ ${quota} != max ]]; then
+  share=$(((quota + period - 1) / period)) && cores=$((share < cores ? share : cores))
+fi 2> /dev/null
 dataset=synthetic folds=5 jobs=auto output=runs report=report demo=false dry_run=false
 models=tfidf,tfidf-nb,transformer,moe-transformer,transformer-pretrained,moe-transformer-pretrained,camembert-bio,alibert,drbert
 heads=linear,adapter,lightweight,tiny-attention,grn
@@ -101,6 +106,9 @@ fi
 # Several runs of one thread each get more done than one run of several threads: batches are small. A run of a base-size
 # encoder that is trained wants 4 GB, all others less.
 memory=$(awk '/^MemAvailable/ {print int($2 / 1e6)}' /proc/meminfo)
+if read -r most < /sys/fs/cgroup/memory.max && [[ ${most} != max ]]; then
+  memory=$((most / 1000000000 < memory ? most / 1000000000 : memory))
+fi 2> /dev/null
 if [[ ${jobs} == auto ]]; then
   jobs=$((memory / 4 < cores ? memory / 4 : cores))
   # A large GPU waits for Python: five runs at a time on an H200 got 3.4 times as much done as one. Each may want 8 GB
@@ -117,7 +125,7 @@ fi
 export OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) TOKENIZERS_PARALLELISM=false
 export CUDA_DEVICE_ORDER=PCI_BUS_ID  # the numbers that nvidia-smi gives
 # one GPU a run; of a variable that is set to nothing, none
-if [[ -z ${ACCELERATE_CONFIG:-} ]]; then export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-0}; fi
+if [[ -z ${ACCELERATE_CONFIG:-} ]]; then gpus=${CUDA_VISIBLE_DEVICES-0} && export CUDA_VISIBLE_DEVICES=${gpus%%,*}; fi
 launch=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
   --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
 [[ -z ${ACCELERATE_CONFIG:-} ]] || launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
@@ -154,7 +162,7 @@ done
 repeated=$(printf '%s\n' "${plan[@]}" | cut -f 1 | sort | uniq -d | head -n 1)
 [[ -z ${repeated} ]] || die "two runs would be in the folder ${repeated}: give each model, head, tuning and size once," \
   "and encoders of different names"
-echo "${#plan[@]} runs of ${folds} folds on ${dataset}, ${jobs} at a time" \
+echo "${#plan[@]} runs on ${dataset} (folds: ${folds}, unless the notes have splits), ${jobs} at a time" \
   "(threads each: ${OMP_NUM_THREADS} of ${cores}, ${memory} GB free), into ${output}/"
 if ${dry_run}; then
   if ${demo}; then printf '%s\n' "${plan[@]}"; exit 0; fi  # its encoders are not made yet: nothing to probe
@@ -178,7 +186,9 @@ stop() {
   signal_runs TERM "${groups[@]}" || true
   for _ in {1..50}; do signal_runs 0 "${groups[@]}" || break; sleep 0.1; done
   signal_runs KILL "${groups[@]}" || true  # what hangs
-  echo "interrupted: given again, the same command goes on from here" >&2
+  local without=""
+  if [[ " ${extra[*]} " == *" --overwrite "* ]]; then without=", without --overwrite,"; fi
+  echo "interrupted: given again${without} the same command goes on from here" >&2
   exit "$1"
 }
 trap 'stop 130' INT

@@ -6,7 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import invent_notes
+from transformers import TrainingArguments
 
 import estimate as command
 from data import DataArguments, load_notes
@@ -116,6 +118,33 @@ def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder)
     assert content["wall_hours"] == pytest.approx(expected)
     assert "no-such/encoder is not in the cache" in printed and "2 runs without an estimate left out" in printed
     assert "--train_size 5000: the training part has" in printed
+
+
+@pytest.mark.parametrize(("device", "hours"), [("cpu", 2.0), ("cuda", 6.0)])
+def test_runs_side_by_side_share_a_gpu(run_command, notes_file, monkeypatch, device, hours):
+    known = {"tfidf": {"hours": 2.0, "feature_hours": 0.0}, "transformer": {"hours": 4.0, "feature_hours": 0.0}}
+    monkeypatch.setattr(command, "estimate_all", lambda plan, parsed: (known, {}))
+    monkeypatch.setattr(TrainingArguments, "device", torch.device(device))
+    plan = [(name, name, "-", "-", "-") for name in known]
+    _, printed, _, content = run_command(plan, "--dataset", notes_file, "--jobs", 3, "--use_cpu")
+    assert content["wall_hours"] == hours
+    assert f"in all at most {hours:.2g} h, 3 at a time" in printed
+    assert ("as long as if one GPU did one after the other" in printed) == (device == "cuda")
+    assert "why not" not in printed  # a column for runs that cannot be probed
+
+
+def test_a_pretraining_is_paid_once_for_all_sizes(run_command, notes_file, monkeypatch):
+    known = {
+        "full": {"hours": 5.0, "feature_hours": 0.0, "pretraining_hours": 3.0},
+        "n20": {"hours": 4.0, "feature_hours": 0.0, "pretraining_hours": 3.0},
+    }
+    monkeypatch.setattr(command, "estimate_all", lambda plan, parsed: (known, {}))
+    plan = [
+        ("full", "transformer-pretrained", "-", "-", "-"),
+        ("n20", "transformer-pretrained", "-", "-", "20"),
+    ]
+    more = ("--dataset", notes_file, "--use_cpu", "--keep_model", "False")
+    assert run_command(plan, *more)[3]["wall_hours"] == 5.0 + 4.0 - 3.0
 
 
 def test_a_mistake_is_one_line(run_command, tmp_path):

@@ -39,7 +39,7 @@ def stand_in(folder, name, script):
 
 def test_plan_of_the_paper(tmp_path):
     whole = run_all("--demo", "--dry-run", "--tuning", "frozen,lora,full", "--folds", 5, "--output", tmp_path / "runs")
-    assert whole.returncode == 0 and whole.stdout.startswith("51 runs of 5 folds on synthetic")
+    assert whole.returncode == 0 and whole.stdout.startswith("51 runs on synthetic:1000 (folds: 5, unless")
     assert whole.stdout.count("-grn-frozen") == 3 and whole.stdout.count("-lora\t") == 15
     assert not (tmp_path / "runs").exists()
 
@@ -51,7 +51,7 @@ def test_filters_and_the_hours_beforehand(notes_file, tmp_path):
         "--dataset", notes_file, "--output", tmp_path / "runs",
     )
     # fmt: on
-    assert some.returncode == 0 and some.stdout.startswith("3 runs of 5 folds on")
+    assert some.returncode == 0 and some.stdout.startswith("3 runs on")
     names = [line.split()[0] for line in some.stdout.splitlines() if line.startswith(("tfidf ", "drbert-"))]
     assert names == ["tfidf", "drbert-grn-full", "drbert-linear-full"]
     assert "in all at most" in some.stdout and "2 runs without an estimate left out" in some.stdout
@@ -69,6 +69,12 @@ def test_a_gpu_carries_as_many_runs_as_its_memory(tmp_path, free_mib, at_a_time)
     assert plan.returncode == 0 and at_a_time in plan.stdout
     plan = run_all("--demo", "--dry-run", commands=[tmp_path], CUDA_VISIBLE_DEVICES="")  # none of them is to be used
     assert plan.returncode == 0 and "16 at a time (threads each: 1 of 16" in plan.stdout
+
+
+def test_cores_are_counted_whatever_a_shell_says_of_threads():
+    plans = [run_all("--demo", "--dry-run", **threads) for threads in ({}, {"OMP_NUM_THREADS": "1"})]
+    cores = [re.search(r"threads each: \d+ of (\d+),", plan.stdout)[1] for plan in plans]
+    assert cores[0] == cores[1] == str(len(os.sched_getaffinity(0)))
 
 
 def test_paths_are_as_seen_from_where_it_was_called(tmp_path):
@@ -161,7 +167,7 @@ def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
     assert run_all(*arguments, "--dry-run").returncode == 0
     done = run_all(*arguments)
     assert done.returncode == 1  # because one encoder cannot be had; everything else is there
-    assert "5 runs of 2 folds" in done.stdout
+    assert done.stdout.startswith(f"5 runs on {notes_file} (folds: 2")
     assert "no-such--encoder-grn-frozen: FAILED: error: no-such/encoder is not in the cache" in done.stdout
     table = (tmp_path / "report" / "results.md").read_text()
     results = pd.read_csv(tmp_path / "report" / "results.csv")
