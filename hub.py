@@ -51,8 +51,8 @@ A classifier of clinical notes, trained with frugal-notes: {what}.
 ```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{repo}", trust_remote_code=True)
-model = AutoModelForSequenceClassification.from_pretrained("{repo}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
+model = AutoModelForSequenceClassification.from_pretrained("path/to/this/folder", trust_remote_code=True)
 inputs = tokenizer(note, truncation=True, return_token_type_ids=False, return_tensors="pt")
 probabilities = model(**inputs).logits.{activation}
 ```
@@ -167,7 +167,6 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         hardware=hardware["gpu"] or hardware["cpu"],
         trainable=model["trainable_parameters"],
         total=model["total_parameters"],
-        repo=repo,
         activation="sigmoid()" if facts["task"] == "multi-label" else "softmax(-1)",
         max_length=facts["max_length"],
         longer=LONGER * (facts["long_notes"] == "windows"),
@@ -191,7 +190,7 @@ def push_model(folder: Path, repo: str, private: bool | None, token: str | None,
             raise HubError(f"{repo_id} is public: say --hub_private_repo False if that is meant, or make it private.")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        # The card may have been written before the repository had its name, or its owner's name before it.
+        # The card was written before the repository had its name: it names the folder.
         card = folder / "README.md"
         text = re.sub(r'from_pretrained\("[^"]*"', f'from_pretrained("{repo_id}"', card.read_text(encoding="utf-8"))
         card.write_text(text, encoding="utf-8")

@@ -23,10 +23,10 @@ SCRIPT = (ROOT / "run_all.sh").read_text(encoding="utf-8")
 def known_flags() -> set[str]:
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     flags = {flag for action in parser._actions for flag in action.option_strings}
-    for script in ("evaluate.py", "estimate.py", "pretrain.py", "predict.py", "synthetic.py"):
-        shown = subprocess.run(
-            [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
+    scripts = ("evaluate.py", "estimate.py", "pretrain.py", "predict.py", "synthetic.py")
+    commands = [[sys.executable, script] for script in scripts]
+    for command in [*commands, [Path(sys.executable).with_name("hf"), "download"]]:
+        shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         flags |= set(re.findall(r"--[a-z][\w-]*", shown))
     for labels in re.findall(r"^ +((?:--?[\w-]+(?: \| )?)+)\)", SCRIPT, re.MULTILINE):  # of run_all.sh's `case`
         labels = labels.split(" | ")
