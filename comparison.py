@@ -263,6 +263,7 @@ class Verdict:
     best: int
     dearest: int
     candidates: list[int]
+    passed_over: list[int]  # of these, for giving all notes the same answer
     too_few_notes: bool  # the choice may be worse than the best by more than RELEVANT
     notes_needed: int | None  # to find the difference between the two, were it as large as it seems
 
@@ -275,18 +276,20 @@ class Verdict:
 def choose_model(table: pd.DataFrame, hours: pd.Series, collapsed: pd.Series, notes: int) -> Verdict:
     """The cheapest to train of the models that are not significantly worse than the best (`p_holm` at LEVEL).
 
-    A model that could not be tested is no candidate, nor is one that gave all notes the same answer in every fold
-    (`collapsed`). `hours` are those of training the model as if it were the only one; of equally cheap ones the better
-    is taken.
+    A model that could not be tested is no candidate, and one that gave all notes the same answer in every fold
+    (`collapsed`) is passed over. `hours` are those of training the model as if it were the only one; of equally cheap
+    ones the better is taken.
     """
     best = int(table.is_best.argmax())
-    candidates = [row for row in table.index if row == best or (table.p_holm[row] >= LEVEL and not collapsed[row])]
-    choice = min(candidates, key=lambda row: (hours[row], -table.score[row]))
+    candidates = [row for row in table.index if row == best or table.p_holm[row] >= LEVEL]
+    passed_over = [row for row in candidates if row != best and collapsed[row]]
+    eligible = [row for row in candidates if row not in passed_over]
+    choice = min(eligible, key=lambda row: (hours[row], -table.score[row]))
     chosen = table.loc[choice]
     doubtful = choice != best and bool(chosen.gap_low < -RELEVANT)
     tests = int(table.p.notna().sum())
     needed = notes_that_would_tell(chosen.gap, chosen.gap_se, notes, tests) if doubtful else None
-    return Verdict(choice, best, int(hours.argmax()), candidates, doubtful, needed)
+    return Verdict(choice, best, int(hours.argmax()), candidates, passed_over, doubtful, needed)
 
 
 # ---- notes to look at ----------------------------------------------------------------------------------------------

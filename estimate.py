@@ -36,9 +36,10 @@ from data import DataArguments, DataError, Notes, load_notes
 from machine import available_cores
 from memory import MemoryBudgetError
 from models import TUNINGS, prepare_encoder
+from pretrain import ArgumentError
 from results import SCHEMA_VERSION, write_json
 from splits import Split, draw_splits, draw_training_parts
-from train import parse_arguments, tell_unforeseen
+from train import check_selection, parse_arguments, tell_unforeseen
 from trainer import Run, epochs_to_train, train_baseline, train_network
 
 PLAN = ("run_id", "model", "head", "tuning", "train_size")  # the columns of the plan of run_all.sh
@@ -157,7 +158,7 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
     """Hours of one run over all its folds and seeds, as it goes into estimate.json."""
     arguments, folds = run.training_args, len(splits) * len(run.model_args.seeds)
     if run.model_args.kind == "baseline":
-        epochs, an_epoch = None, sum(speed.training * len(split.train) for split in splits)
+        epochs, fitting, an_epoch = None, 0.0, sum(speed.training * len(split.train) for split in splits)
         training = an_epoch * len(run.model_args.seeds)
     else:
         notes = int(np.mean([len(split.train) for split in splits]))
@@ -179,6 +180,7 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
         "hours": seconds / 3600,
         "training_hours": training / 3600,
         "training_hours_an_epoch": an_epoch / len(splits) / 3600,
+        "fitting_hours_a_fold": fitting / len(splits) / 3600,
         "feature_hours": speed.features * len(run.notes) / 3600,
         "pretraining_hours": pretraining / 3600,
         "epochs": epochs,
@@ -201,13 +203,11 @@ def main() -> int:
         return complain(error)
     try:
         estimates, problems = estimate_all(plan, parsed)
-    except DataError as error:
+    except (ArgumentError, DataError) as error:
         return complain(error)
     except Exception as error:
         return complain(tell_unforeseen(error, parsed[0][2].log_level))
 
-    # a probe had its share of the cores, but the whole of a GPU, which runs side by side divide
-    at_once = args.jobs if all(training_args.device.type == "cpu" for _, _, training_args in parsed) else 1
     rows = []
     for line in plan:
         known = estimates.get(line["run_id"])
@@ -216,29 +216,40 @@ def main() -> int:
             rows[-1].append(problems.get(line["run_id"], ""))
     headers = [*PLAN, "hours, at most", *(["why not"] if problems else [])]
     print(tabulate(rows, headers=headers, disable_numparse=True))
-    passes = {}  # one for all heads of an encoder
-    for line in plan:
-        hours = estimates.get(line["run_id"], {}).get("feature_hours", 0.0)
-        passes[line["model"]] = max(hours, passes.get(line["model"], 0.0))
-    pretrained = {}  # once for all sizes of the training part
-    for line in plan:
-        pretrained.setdefault(line["model"], []).append(
-            estimates.get(line["run_id"], {}).get("pretraining_hours", 0.0)
-        )
-    again = sum(sum(hours) - max(hours) for hours in pretrained.values())
-    wall = (sum(known["hours"] for known in estimates.values()) - again) / at_once + sum(passes.values())
-    if any(passes.values()):
-        print(
-            f"and {sum(passes.values()):.2g} h for the hidden states of frozen encoders, which heads and folds share"
-        )
+    wall, passes, share_a_gpu = reckon_wall_hours(plan, parsed, estimates, args.jobs)
+    if passes:
+        print(f"and {passes:.2g} h for the hidden states of frozen encoders, which heads and folds share")
     left_out = f"; {len(problems)} runs without an estimate left out" if problems else ""
-    sharing = "" if at_once == args.jobs else ", as long as if one GPU did one after the other, which it seldom takes"
-    print(
-        f"in all at most {wall:.2g} h, {args.jobs} at a time{sharing}; early stopping ends some runs sooner{left_out}"
-    )
+    sharing = " (as if a GPU did one after the other, and it takes less)" if share_a_gpu else ""
+    print(f"in all at most {wall:.2g} h, {args.jobs} at a time{sharing}; early stopping ends some sooner{left_out}")
     content = {"schema_version": SCHEMA_VERSION, "status": "estimated", "wall_hours": wall, "runs": estimates}
     write_json(args.estimate, content)
     return 0
+
+
+def reckon_wall_hours(
+    plan: list[dict], parsed: list[tuple], estimates: dict[str, dict], jobs: int
+) -> tuple[float, float, bool]:
+    """Hours that the grid takes with so many runs at a time, those of encoders' passes among them, and whether runs
+    share a GPU.
+
+    An encoder has one pass for all its heads, and a model one pretraining for all sizes of the training part. A probe
+    had its share of the cores, but the whole of a GPU, which runs side by side divide: their hours are added up.
+    """
+    wall, passes, pretrained, share_a_gpu = 0.0, {}, {}, False
+    for line, (model_args, _, training_args) in zip(plan, parsed, strict=True):
+        known, model = estimates.get(line["run_id"]), line["model"]
+        if known is None:
+            continue
+        paid = pretrained.get(model, 0.0)
+        pretrained[model] = max(paid, known["pretraining_hours"])
+        hours = known["hours"] - min(paid, known["pretraining_hours"])
+        on_gpu = model_args.kind != "baseline" and training_args.device.type != "cpu"
+        share_a_gpu |= on_gpu and jobs > 1
+        wall += hours if on_gpu else hours / jobs
+        passes[model] = max(known["feature_hours"], passes.get(model, 0.0))
+    of_passes = sum(passes.values())
+    return wall + of_passes, of_passes, share_a_gpu
 
 
 def complain(problem: object) -> int:
@@ -257,7 +268,7 @@ def estimate_all(plan: list[dict], parsed: list[tuple]) -> tuple[dict[str, dict]
     """For each run of the plan, by its id: the estimate, or why there is none. `parsed` is its arguments of train.py.
 
     Raises:
-        DataError: what train.py would say of the notes.
+        DataError, ArgumentError: what train.py would say of the notes, or of arguments that do not suit them.
     """
     start_up = min(timed_import() for _ in range(2))
     corpus, speeds, estimates, problems = None, {}, {}, {}
@@ -266,6 +277,7 @@ def estimate_all(plan: list[dict], parsed: list[tuple]) -> tuple[dict[str, dict]
         for line, (model_args, data_args, training_args) in probing:
             corpus = corpus or load_corpus(data_args)
             notes, splits = corpus
+            check_selection(training_args.metric_for_best_model, notes)
             run = Run(model_args, data_args, training_args, notes)
             try:
                 if model_args.kind in TUNINGS:

@@ -85,7 +85,8 @@ RESULT = {
 
 POINT = {"kept": str, "required": NUMBER} | dict.fromkeys(["threshold", "recall", "precision"], NUMBER_OR_NONE)
 ESTIMATE = {"runs": dict}
-ESTIMATE_OF_RUN = dict.fromkeys(["training_hours", "training_hours_an_epoch"], NUMBER) | {"epochs": NUMBER_OR_NONE}
+ESTIMATE_OF_RUN = {"training_hours": NUMBER, "training_hours_an_epoch": NUMBER, "fitting_hours_a_fold": NUMBER}
+ESTIMATE_OF_RUN |= {"epochs": NUMBER_OR_NONE}
 
 
 def main() -> int:
@@ -206,6 +207,8 @@ def read_result(path: Path) -> dict:
     record["train_size"] = size_as_text(record["train_size"])
     record["class_names"] = tuple(map(str, record["class_names"]))
     record["operating_points"] = content["operating_points"]
+    if record["revision"] == "-":  # a folder, whose path may have been written in several ways
+        record["backbone"] = Path(record["backbone"]).name
     if record["pretraining"] is not None:
         check_fields(content, {"model": {"pretraining": {"id": str}}})
         record["pretraining"] = record["pretraining"]["id"]
@@ -431,8 +434,8 @@ def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFr
             measured, at_most = folds.training_hours.sum(), expected["training_hours"]
             for_epochs = at_most
             if expected["epochs"] is not None:
-                fewer = expected["epochs"] * len(folds) - folds.epochs.astype(float).sum()
-                for_epochs = at_most - expected["training_hours_an_epoch"] * fewer
+                for_epochs = expected["training_hours_an_epoch"] * folds.epochs.astype(float).sum()
+                for_epochs += expected["fitting_hours_a_fold"] * len(folds)
             off = measured / for_epochs - 1 if for_epochs else None
             rows.append([run_id, at_most, for_epochs, measured, off])
     return pd.DataFrame(rows, columns=["run_id", "at_most", "expected_for_epochs", "measured", "off"])

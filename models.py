@@ -260,7 +260,9 @@ def build_model(
     else:
         backbone = find_backbone(model_args.model, model_args.model_revision)
         encoder_config, tokenizer = load_config_and_tokenizer(backbone)
-        described |= {"kind": "pretrained", "backbone": backbone.hub_id, "revision": backbone.revision}
+        # of a folder the name alone: a result does not say where on this machine it is
+        name = backbone.hub_id if backbone.revision else Path(backbone.hub_id).resolve().name
+        described |= {"kind": "pretrained", "backbone": name, "revision": backbone.revision}
         described["stand_in_for"] = getattr(encoder_config, "stand_in_for", None)
         described["transductive"] = getattr(encoder_config, "transductive", False)
         config = dict(

@@ -622,6 +622,7 @@ def train_masked_lm(
         "environment": describe_environment(),
     }
     if trainer.is_world_process_zero():
+        (output / REPORT_FILE).unlink(missing_ok=True)  # of a model that is overwritten: it is of its old weights
         # Not by Trainer.save_model, which adds a pickle of the arguments.
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output)
         tokenizer.save_pretrained(output)
@@ -648,10 +649,7 @@ def pretrain(arguments: PretrainArguments, training_args: TrainingArguments) -> 
     with training_args.main_process_first(local=False):
         if training_args.process_index == 0:
             check_output(arguments, output)
-    text = read_text(arguments)
-    if training_args.process_index == 0:
-        (output / REPORT_FILE).unlink(missing_ok=True)  # with --overwrite: from here on the model is not whole
-    return train_masked_lm(arguments, training_args, text, output)
+    return train_masked_lm(arguments, training_args, read_text(arguments), output)
 
 
 def pretrain_in_house(

@@ -45,7 +45,7 @@ STATISTICS = {
 # Likewise of the table of costs, from what was measured when the folds were trained.
 COSTS = {
     "Hours, alone": "Training on all folds as if it were the only model, with an encoder's pass over the notes, or "
-    "with pretraining in-house; measured with the threads named below, beside what ran at the same time.",
+    "with pretraining in-house; measured with the threads of the run (Hardware), beside what ran at the same time.",
     "Hours, shared": "The same, that pass divided by the heads that used it, pretraining by the rows that did.",
     "Notes a second": "Prediction on the test folds, by the machine and the batches of the training; for a frozen "
     "encoder with its pass over these notes.",
@@ -295,7 +295,7 @@ def describe(
     content = DataSet(
         name=name,
         verdict=verdict_sentences(cells, compared, average),
-        facts=describe_runs(results[results.train_size == "-"]),
+        facts=describe_runs(results if whole.empty else results[results.train_size == "-"]),
         results=results_table(whole, average) if len(whole) else None,
         costs=costs_table(whole, price_per_hour),
         curves=curves_table(cells, average),
@@ -305,9 +305,8 @@ def describe(
         trust=trust_table(cells, compared) if compared.cells else None,
         problems=list_problems(cells),
     )
-    class_names = results.class_names.iloc[0]
     for row in compared.looked_at:
-        answers = compared.answers[row]
+        answers, class_names = compared.answers[row], results.class_names.iloc[0]
         title = cell_name(cells.loc[compared.cells[row]])
         tables = [class_table(answers, class_names), confusion_table(answers, class_names)]
         if len(points := compared.trust[row].points):
@@ -458,7 +457,8 @@ def points_table(points: pd.DataFrame) -> Table:
     `predict.py --threshold` takes, and the means of what each fold's own one gave."""
     rows = []
     for (kept, required), folds in points.groupby(["kept", "required"], sort=False):
-        threshold = number(folds.threshold.astype(float).median(), ".4g")  # of a rare class it may be tiny
+        # with all the digits of a float32: those of a rare class, or of a model that is too sure, lie at 0 or 1
+        threshold = number(folds.threshold.astype(float).median(), ".9g")
         means = [number(folds[name].astype(float).mean(), ".3f") for name in ("recall", "precision")]
         rows.append(
             [
@@ -564,6 +564,9 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
         return cell_name(rows.loc[row])
 
     chosen, best = table.loc[verdict.choice], table.loc[verdict.best]
+    but = ""
+    if verdict.passed_over:
+        but = f" ({len(verdict.passed_over)} passed over for giving all notes the same answer)"
     sentences = [
         f"Deploy {name(verdict.choice)}: F1 ({average}) {chosen.score:.3f} (95 % interval {chosen.low:.3f} to "
         f"{chosen.high:.3f}), {duration(hours[verdict.choice])} of training."
@@ -572,7 +575,7 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
         alike, untested = len(verdict.candidates) - 1, int(table.p_holm.isna().sum()) - 1
         sentence = f"It has the highest score of {len(table)} models"
         if alike:
-            sentence += f", and is the cheapest of the {alike + 1} that are not significantly worse"
+            sentence += f", and is the cheapest of the {alike + 1} that are not significantly worse{but}"
         elif untested < len(table) - 1:
             sentence += ", and is significantly better than " + ("those tested" if untested else "all others")
         sentences.append(f"{sentence}.")
@@ -581,7 +584,7 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
     else:
         sentences.append(
             f"It is the cheapest of the {len(verdict.candidates)} of {len(table)} models that are not significantly "
-            f"worse than the best, {name(verdict.best)} ({best.score:.3f}; difference {chosen.gap:+.3f}, "
+            f"worse{but} than the best, {name(verdict.best)} ({best.score:.3f}; difference {chosen.gap:+.3f}, "
             f"{chosen.gap_low:+.3f} to {chosen.gap_high:+.3f}, p = {chosen.p_holm:.2g} after Holm's correction), "
             f"which took {times(hours[verdict.best], hours[verdict.choice])}."
         )
@@ -593,7 +596,7 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
     if cut.any() and not cut.all():
         sentences.append(
             f"{cut.sum()} of the {len(rows)} models read only the beginning of many notes (column Notes), the others "
-            "all of them: for a fair comparison train them with --long_notes windows."
+            "nearly all of each: for a fair comparison train them with --long_notes windows."
         )
     sentences += left_out(cells)
     if verdict.dearest not in (verdict.choice, verdict.best):

@@ -27,11 +27,13 @@ die() { echo "error: $*" >&2; exit 2; }
 
 cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # these are set below, for each run
 # a container sees the cores and the memory of its host, and may use less
-if read -r quota period < /sys/fs/cgroup/cpu.max && [[ ${quota} != max ]]; then
+limits=${CGROUP_ROOT:-/sys/fs/cgroup}
+if read -r quota period < "${limits}/cpu.max" && [[ ${quota} != max ]]; then
   share=$(((quota + period - 1) / period)) && cores=$((share < cores ? share : cores))
 fi 2> /dev/null
 dataset=synthetic folds=5 jobs=auto output=runs report=report demo=false dry_run=false
-models=tfidf,tfidf-nb,transformer,moe-transformer,transformer-pretrained,moe-transformer-pretrained,camembert-bio,alibert,drbert
+no_encoder="tfidf tfidf-nb transformer moe-transformer transformer-pretrained moe-transformer-pretrained"
+models=${no_encoder// /,},camembert-bio,alibert,drbert
 heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
 sizes=full unlabeled=() of_report=()
@@ -96,7 +98,9 @@ if [[ ${invoked_from} != "${PWD}" ]]; then
   IFS=, read -ra names <<< "${models}"
   for number in "${!names[@]}"; do
     name=${names[number]}
-    if [[ ",${known_models}," != *",${name},"* && -d ${invoked_from}/${name} ]]; then
+    # the demo's encoders are its own; else a folder goes before the encoder of its name on the Hub
+    if ${demo}; then taken=${known_models}; else taken=${no_encoder// /,}; fi
+    if [[ ",${taken}," != *",${name},"* && -d ${invoked_from}/${name} ]]; then
       names[number]=${invoked_from}/${name}
     fi
   done
@@ -106,8 +110,9 @@ fi
 # Several runs of one thread each get more done than one run of several threads: batches are small. A run of a base-size
 # encoder that is trained wants 4 GB, all others less.
 memory=$(awk '/^MemAvailable/ {print int($2 / 1e6)}' /proc/meminfo)
-if read -r most < /sys/fs/cgroup/memory.max && [[ ${most} != max ]]; then
-  memory=$((most / 1000000000 < memory ? most / 1000000000 : memory))
+if read -r most < "${limits}/memory.max" && [[ ${most} != max ]]; then
+  read -r used < "${limits}/memory.current"
+  most=$(((most - used) / 1000000000)) && memory=$((most < memory ? most : memory))
 fi 2> /dev/null
 if [[ ${jobs} == auto ]]; then
   jobs=$((memory / 4 < cores ? memory / 4 : cores))
@@ -141,7 +146,6 @@ add() {  # model, head, tuning, name of the run: once for each size of the train
 }
 has() { [[ ",$2," == *",$1,"* ]]; }
 # what a sensible user would try first, then the paper's two small Transformers, then both pretrained in-house
-no_encoder="tfidf tfidf-nb transformer moe-transformer transformer-pretrained moe-transformer-pretrained"
 for model in ${no_encoder}; do
   if has "${model}" "${models}"; then add "${model}" - - "${model}"; fi
 done
@@ -186,9 +190,12 @@ stop() {
   signal_runs TERM "${groups[@]}" || true
   for _ in {1..50}; do signal_runs 0 "${groups[@]}" || break; sleep 0.1; done
   signal_runs KILL "${groups[@]}" || true  # what hangs
-  local without=""
-  if [[ " ${extra[*]} " == *" --overwrite "* ]]; then without=", without --overwrite,"; fi
-  echo "interrupted: given again${without} the same command goes on from here" >&2
+  if [[ " ${extra[*]} " == *" --overwrite "* ]]; then
+    echo "interrupted: given again without --overwrite, the same command goes on from here; runs that had not begun" \
+      "then keep what there was of them before" >&2
+  else
+    echo "interrupted: given again, the same command goes on from here" >&2
+  fi
   exit "$1"
 }
 trap 'stop 130' INT

@@ -348,7 +348,10 @@ def check_same_settings(folder: Path, finished: dict, settings: dict, data_finge
         f"{name} {finished['arguments'][part].get(name)}, now {value}"
         for part in ("model", "data", "training")
         for name, value in settings[part].items()
-        if name != "dataset" and finished["arguments"][part].get(name) != value
+        # of these the fingerprints tell, however the path was written
+        if name != "dataset"
+        and not (name == "model" and "encoder" in settings["model"])
+        and finished["arguments"][part].get(name) != value
     ]
     if different:
         more = [f"and {len(different) - 3} more"] if len(different) > 3 else []  # of another kind of model, nearly all

@@ -211,7 +211,7 @@ def test_a_warning_where_the_notes_cannot_tell():
 
 def test_a_model_that_tells_nothing_apart_is_not_chosen_for_being_cheap():
     verdict = verdict_of([0.60, 0.65, 0.70], [0.08, 0.4, np.nan], [0.1, 1.0, 9.0], collapsed=[0])
-    assert verdict.choice == 1 and verdict.candidates == [1, 2]
+    assert (verdict.choice, verdict.candidates, verdict.passed_over) == (1, [0, 1, 2], [0])
 
 
 def test_notes_that_most_models_miss():

@@ -23,7 +23,7 @@ SCRIPT = (ROOT / "run_all.sh").read_text(encoding="utf-8")
 def known_flags() -> set[str]:
     parser = HfArgumentParser((ModelArguments, DataArguments, TrainingArguments))
     flags = {flag for action in parser._actions for flag in action.option_strings}
-    scripts = ("evaluate.py", "estimate.py", "pretrain.py", "predict.py", "synthetic.py")
+    scripts = ("evaluate.py", "estimate.py", "pretrain.py", "predict.py", "synthetic.py", "benchmarks/run.py")
     commands = [[sys.executable, script] for script in scripts]
     for command in [*commands, [Path(sys.executable).with_name("hf"), "download"]]:
         shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout

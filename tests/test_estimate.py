@@ -120,31 +120,33 @@ def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder)
     assert "--train_size 5000: the training part has" in printed
 
 
-@pytest.mark.parametrize(("device", "hours"), [("cpu", 2.0), ("cuda", 6.0)])
-def test_runs_side_by_side_share_a_gpu(run_command, notes_file, monkeypatch, device, hours):
-    known = {"tfidf": {"hours": 2.0, "feature_hours": 0.0}, "transformer": {"hours": 4.0, "feature_hours": 0.0}}
-    monkeypatch.setattr(command, "estimate_all", lambda plan, parsed: (known, {}))
-    monkeypatch.setattr(TrainingArguments, "device", torch.device(device))
+def reckon(estimates, plan, jobs, device="cpu", monkeypatch=None):
+    lines = [dict(zip(command.PLAN, line, strict=True)) for line in plan]
+    parsed = [parse_arguments([*command.arguments_of(line), "--use_cpu", "--keep_model", "False"]) for line in lines]
+    if monkeypatch is not None:
+        monkeypatch.setattr(TrainingArguments, "device", torch.device(device))
+    return command.reckon_wall_hours(lines, parsed, estimates, jobs)
+
+
+def hours(whole, features=0.0, pretraining=0.0):
+    return {"hours": whole, "feature_hours": features, "pretraining_hours": pretraining}
+
+
+def test_runs_side_by_side_share_a_gpu(monkeypatch):
+    known = {"tfidf": hours(3.0), "transformer": hours(6.0)}
     plan = [(name, name, "-", "-", "-") for name in known]
-    _, printed, _, content = run_command(plan, "--dataset", notes_file, "--jobs", 3, "--use_cpu")
-    assert content["wall_hours"] == hours
-    assert f"in all at most {hours:.2g} h, 3 at a time" in printed
-    assert ("as long as if one GPU did one after the other" in printed) == (device == "cuda")
-    assert "why not" not in printed  # a column for runs that cannot be probed
+    assert reckon(known, plan, 3) == (3.0, 0.0, False)
+    assert reckon(known, plan, 3, "cuda", monkeypatch) == (1.0 + 6.0, 0.0, True)  # a baseline needs none
+    assert reckon(known, plan, 1, "cuda", monkeypatch) == (9.0, 0.0, False)
 
 
-def test_a_pretraining_is_paid_once_for_all_sizes(run_command, notes_file, monkeypatch):
-    known = {
-        "full": {"hours": 5.0, "feature_hours": 0.0, "pretraining_hours": 3.0},
-        "n20": {"hours": 4.0, "feature_hours": 0.0, "pretraining_hours": 3.0},
-    }
-    monkeypatch.setattr(command, "estimate_all", lambda plan, parsed: (known, {}))
-    plan = [
-        ("full", "transformer-pretrained", "-", "-", "-"),
-        ("n20", "transformer-pretrained", "-", "-", "20"),
-    ]
-    more = ("--dataset", notes_file, "--use_cpu", "--keep_model", "False")
-    assert run_command(plan, *more)[3]["wall_hours"] == 5.0 + 4.0 - 3.0
+def test_what_runs_share_is_paid_once(encoder_folder):
+    known = {"whole": hours(5.0, 0.0, 3.0), "n20": hours(4.0, 0.0, 3.0)}  # a pretraining for both sizes
+    plan = [(name, "transformer-pretrained", "-", "-", size) for name, size in (("whole", "-"), ("n20", "20"))]
+    assert reckon(known, plan, 2)[0] == (5.0 + 4.0 - 3.0) / 2
+    known = {"a": hours(1.0, 0.5), "b": hours(2.0, 0.5)}  # a pass for both heads
+    plan = [("a", str(encoder_folder), "grn", "frozen", "-"), ("b", str(encoder_folder), "linear", "frozen", "-")]
+    assert reckon(known, plan, 1)[:2] == (3.5, 0.5)
 
 
 def test_a_mistake_is_one_line(run_command, tmp_path):
@@ -153,6 +155,9 @@ def test_a_mistake_is_one_line(run_command, tmp_path):
     )
     assert status == 1 and not printed and content is None
     assert [line for line in complaints.splitlines() if line.startswith("error: ")] and "none.csv" in complaints
+    plan = [("tfidf", "tfidf", "-", "-", "-")]
+    status, _, complaints, _ = run_command(plan, "--dataset", "synthetic:60", "--metric_for_best_model", "f1")
+    assert status == 1 and "error: --metric_for_best_model f1: not a score of a binary task" in complaints
     assert "Traceback" not in complaints
 
 

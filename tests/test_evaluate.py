@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from report_helpers import command
+from report_helpers import command, write_run
 from result_factory import write_failure, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,6 +147,24 @@ def test_one_model_beside_one_that_knows_test_text(runs, evaluate):
     assert "No verdict" in printed and "Not compared, for knowing test text: drbert (transductive" in printed
 
 
+def test_a_data_set_without_a_result_has_no_place_in_the_others_way(runs, evaluate):
+    write_result(runs, run__num_folds=1)
+    write_failure(runs, "elsewhere")
+    failed = runs / "elsewhere" / "failed.json"
+    failed.write_text(failed.read_text().replace('"synthetic"', '"other.csv"'))
+    code, printed, _, _ = evaluate()
+    assert code == 1 and "failed: drbert grn frozen: elsewhere: out of memory" in printed
+    assert "## other.csv" in (runs.parent / "report" / "results.md").read_text()
+
+
+def test_a_model_that_tells_nothing_apart_is_passed_over_and_said_to_be(runs, evaluate):
+    write_run(runs, "best", scores=(0.85, 0.85), cost__training_hours=2.0)
+    write_run(runs, "cheap", scores=(0.8, 0.8), cost__training_hours=0.1, metrics__collapsed=True)
+    _, printed, _, _ = evaluate()
+    assert "Deploy best" in printed and "significantly better" not in printed
+    assert "of the 2 that are not significantly worse (1 passed over for giving all notes the same answer)." in printed
+
+
 def test_one_model_has_no_verdict(runs, evaluate):
     write_result(runs, run__num_folds=1)
     code, printed, _, _ = evaluate()
@@ -160,20 +178,20 @@ def test_estimate_is_compared_with_what_was_measured(runs, evaluate):
     write_result(runs, "unfinished", run__model="transformer")
     write_result(runs, "unforeseen", run__model="other")
     expected = {
-        "a-run": {"training_hours": 4.0, "training_hours_an_epoch": 0.2, "epochs": 10},
-        "tfidf": {"training_hours": 0.2, "training_hours_an_epoch": 0.2, "epochs": None},
-        "unfinished": {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "epochs": 10},
-        "never-run": {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "epochs": 10},
+        "a-run": {"training_hours": 5.0, "training_hours_an_epoch": 0.2, "fitting_hours_a_fold": 0.5, "epochs": 10},
+        "tfidf": {"training_hours": 0.2, "training_hours_an_epoch": 0.2, "fitting_hours_a_fold": 0.0, "epochs": None},
     }
+    other = {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "fitting_hours_a_fold": 0.0, "epochs": 10}
+    expected |= {"unfinished": other, "never-run": other}
     content = {"schema_version": 9, "status": "estimated", "runs": expected, "wall_hours": 4.0}
     (runs / "estimate.json").write_text(json.dumps(content))
     evaluate()
     table = (runs.parent / "report" / "results.md").read_text().split("## Hours, estimated")[1]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
     assert cells[1:] == [
-        ["a-run", "4", "1.2", "1", "-17%"],  # 6 epochs of 0.2 hours
+        ["a-run", "5", "2.2", "1", "-55%"],  # 6 epochs of 0.2 hours, and the n-grams of two folds
         ["tfidf", "0.2", "0.2", "0.3", "+50%"],
-        ["all of them", "4.2", "1.4", "1.3", "-7%"],
+        ["all of them", "5.2", "2.4", "1.3", "-46%"],
     ]
     (runs / "estimate.json").write_text(json.dumps(content | {"runs": {"a-run": {}}}))
     code, _, complaints, _ = evaluate()

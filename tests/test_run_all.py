@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 def run_all(*arguments, cwd=ROOT, commands=(), **variables):
     """`commands`: folders with commands that take the place of others; `variables`: of the environment."""
     path = os.pathsep.join(map(str, [*commands, Path(sys.executable).parent, os.environ["PATH"]]))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PATH": path, **variables}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PATH": path, "CGROUP_ROOT": "/nowhere", **variables}
     return subprocess.run(
         ["bash", ROOT / "run_all.sh", *map(str, arguments)],
         cwd=cwd,
@@ -71,6 +71,26 @@ def test_a_gpu_carries_as_many_runs_as_its_memory(tmp_path, free_mib, at_a_time)
     assert plan.returncode == 0 and "16 at a time (threads each: 1 of 16" in plan.stdout
 
 
+def test_the_limits_of_a_container_are_kept(tmp_path):
+    for name, prints in (("nproc", "16"), ("awk", "64")):
+        stand_in(tmp_path / "bin", name, f"echo {prints}")
+    for limits, expected in (
+        ("350000 100000,9000000000,1000000000", "2 at a time (threads each: 2 of 4, 8 GB free)"),
+        ("max 100000,max,1000000000", "16 at a time (threads each: 1 of 16, 64 GB free)"),
+    ):
+        for name, limit in zip(("cpu.max", "memory.max", "memory.current"), limits.split(","), strict=True):
+            (tmp_path / name).write_text(f"{limit}\n")
+        plan = run_all("--demo", "--dry-run", commands=[tmp_path / "bin"], CGROUP_ROOT=str(tmp_path))
+        assert plan.returncode == 0 and expected in plan.stdout
+
+
+def test_one_gpu_of_several(tmp_path):
+    commands = stand_in(tmp_path / "bin", "accelerate", 'echo "GPU ${CUDA_VISIBLE_DEVICES}"')
+    asked = ["--dataset", "someone/notes", "--models", "tfidf", "--output", "out", "--report", "r"]
+    run_all(*asked, cwd=tmp_path, commands=[commands], CUDA_VISIBLE_DEVICES="2,3")
+    assert (tmp_path / "out" / "logs" / "tfidf.log").read_text() == "GPU 2\n"
+
+
 def test_cores_are_counted_whatever_a_shell_says_of_threads():
     plans = [run_all("--demo", "--dry-run", **threads) for threads in ({}, {"OMP_NUM_THREADS": "1"})]
     cores = [re.search(r"threads each: \d+ of (\d+),", plan.stdout)[1] for plan in plans]
@@ -79,13 +99,19 @@ def test_cores_are_counted_whatever_a_shell_says_of_threads():
 
 def test_paths_are_as_seen_from_where_it_was_called(tmp_path):
     here = tmp_path / "a folder"
-    for name in ("my encoder", "tfidf"):  # of the second there is a model
+    for name in ("my encoder", "tfidf", "drbert"):  # of the last two there are models
         (here / name).mkdir(parents=True)
     plan = run_all(
         "--demo", "--dry-run", "--models", "tfidf,my encoder", "--heads", "grn", "--output", "out", cwd=here
     )
     assert plan.returncode == 0 and f"into {here}/out/" in plan.stdout
     assert "tfidf\ttfidf\t-" in plan.stdout and f"my encoder-grn-frozen\t{here}/my encoder\tgrn" in plan.stdout
+    commands = stand_in(tmp_path / "bin", "accelerate", 'printf "%s|" "$@"')
+    more = ["--models", "tfidf,drbert", "--heads", "grn", "--tuning", "full", "--output", "out", "--report", "r"]
+    run_all("--dataset", "someone/notes", *more, cwd=here, commands=[commands])
+    logs = here / "out" / "logs"  # a folder goes before what the Hub has under its name
+    assert f"|--model|{here}/drbert|" in (logs / "drbert-grn-full.log").read_text()
+    assert "|--model|tfidf|" in (logs / "tfidf.log").read_text()
 
 
 def test_what_train_py_is_given(tmp_path):
