@@ -125,20 +125,20 @@ class GRNHead(nn.Module):
         GRN(a) = LayerNorm(a + GLU(dropout(eta1)))       (2)
 
     Source: Temporal Fusion Transformer (Lim et al. 2021, arXiv 1912.09363, equations 2 to 5, without context vector).
-    Ours: all layers H wide (it has no narrow part), applied to each token before pooling.
-    Parameters: 4 H^2 + 6 H.
+    Ours: applied to each token before pooling; eta1 and eta2 are H wide as in the source, or r wide where r is given.
+    Parameters: 3 H r + r^2 + 2 r + 4 H, which is 4 H^2 + 6 H for r = H.
     """
 
-    default_size = 0
+    default_size = 0  # H
 
     def __init__(self, hidden_size: int, head_size: int, dropout: float):
         super().__init__()
-        self.w2 = nn.Linear(hidden_size, hidden_size)
-        self.w1 = nn.Linear(hidden_size, hidden_size)
+        width = head_size or hidden_size
+        self.w2 = nn.Linear(hidden_size, width)
+        self.w1 = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        self.gate = nn.Linear(
-            hidden_size, 2 * hidden_size
-        )  # W_5 and W_4 in one product: F.glu gates with the second half
+        # W_5 and W_4 in one product: F.glu gates with the second half
+        self.gate = nn.Linear(width, 2 * hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, pool: Pool) -> torch.Tensor:

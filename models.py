@@ -66,7 +66,7 @@ class ModelArguments:
         },
     )
     head_size: int = field(
-        default=0, metadata={"help": "Narrow width of the structure, of those that have one; 0: as in heads.py."}
+        default=0, metadata={"help": "Inner width of the structure; 0: as in heads.py (grn as wide as the encoder)."}
     )
     pooling: str = field(
         default="mean",

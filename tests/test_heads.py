@@ -16,7 +16,7 @@ PARAMETERS = {  # the formulas of the docstrings
     "adapter": 2 * H * R + R + H,
     "lightweight": 2 * H * R + R + 3 * H,
     "tiny-attention": 4 * H * R + 3 * R + H,
-    "grn": 4 * H * H + 6 * H,
+    "grn": 3 * H * R + R * R + 2 * R + 4 * H,
 }
 
 
@@ -84,6 +84,12 @@ def test_structure_follows_its_formula_and_parameter_count(name):
     pooled = head(hidden_states, mask, pool=lambda states: states.mean(dim=1))
     torch.testing.assert_close(pooled, expected.mean(dim=1), rtol=1e-4, atol=1e-5)
     assert sum(parameter.numel() for parameter in head.parameters()) == PARAMETERS[name]
+
+
+def test_a_gated_residual_network_is_as_wide_as_the_encoder_unless_told():
+    head = HEADS["grn"](H, HEADS["grn"].default_size, dropout=0.1)
+    assert sum(parameter.numel() for parameter in head.parameters()) == 4 * H * H + 6 * H
+    assert head.w2.out_features == head.w1.out_features == H
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
