@@ -111,8 +111,8 @@ fi
 # encoder that is trained wants 4 GB, all others less.
 memory=$(awk '/^MemAvailable/ {print int($2 / 1e6)}' /proc/meminfo)
 if read -r most < "${limits}/memory.max" && [[ ${most} != max ]]; then
-  read -r used < "${limits}/memory.current"
-  most=$(((most - used) / 1000000000)) && memory=$((most < memory ? most : memory))
+  used=$(sed -n 's/^anon //p' "${limits}/memory.stat" || true)  # what processes hold: cached files make way
+  most=$(((most - ${used:-0}) / 1000000000)) && memory=$((most < memory ? most : memory))
 fi 2> /dev/null
 if [[ ${jobs} == auto ]]; then
   jobs=$((memory / 4 < cores ? memory / 4 : cores))

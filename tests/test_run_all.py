@@ -75,10 +75,10 @@ def test_the_limits_of_a_container_are_kept(tmp_path):
     for name, prints in (("nproc", "16"), ("awk", "64")):
         stand_in(tmp_path / "bin", name, f"echo {prints}")
     for limits, expected in (
-        ("350000 100000,9000000000,1000000000", "2 at a time (threads each: 2 of 4, 8 GB free)"),
-        ("max 100000,max,1000000000", "16 at a time (threads each: 1 of 16, 64 GB free)"),
+        ("350000 100000,9000000000,anon 1000000000", "2 at a time (threads each: 2 of 4, 8 GB free)"),
+        ("max 100000,max,anon 1000000000", "16 at a time (threads each: 1 of 16, 64 GB free)"),
     ):
-        for name, limit in zip(("cpu.max", "memory.max", "memory.current"), limits.split(","), strict=True):
+        for name, limit in zip(("cpu.max", "memory.max", "memory.stat"), limits.split(","), strict=True):
             (tmp_path / name).write_text(f"{limit}\n")
         plan = run_all("--demo", "--dry-run", commands=[tmp_path / "bin"], CGROUP_ROOT=str(tmp_path))
         assert plan.returncode == 0 and expected in plan.stdout
