@@ -216,7 +216,6 @@ def read_result(path: Path) -> dict:
     data_arguments = record.pop("data")  # those of tokens only where the model reads tokens
     is_cut = data_arguments.get("long_notes") == "truncate"
     record |= {
-        "max_length": data_arguments.get("max_length"),
         "cut_test_notes": record["splits"]["test"]["over_max_length"] if is_cut else 0,
         "train_notes": record["splits"]["train"]["notes"],
         "test_notes": record["splits"]["test"]["notes"],
@@ -467,7 +466,6 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
         evaluation_seconds=("evaluation_seconds", "sum"),
         evaluated_notes=("test_notes", "sum"),
         cut_test_notes=("cut_test_notes", "sum"),
-        max_length=("max_length", "first"),
         train_notes=("train_notes", "mean"),
         corpus_notes=("corpus_notes", "first"),
         peak_memory_mb=("peak_memory_mb", "max"),

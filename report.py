@@ -340,6 +340,9 @@ def results_table(cells: pd.DataFrame, average: str) -> Table:
             record["Feature hours (shared)"] = number(cell.feature_hours, ".3g")
         if (cells.pretraining_hours > 0).any():
             record["Pretraining hours (shared)"] = number(cell.pretraining_hours, ".3g")
+        if cells.apply(is_cut, axis=1).any():
+            share = cell.cut_test_notes / cell.evaluated_notes if cell.folds_finished else None
+            record["Notes cut"] = f"{share:.0%}" if share else "-"
         record["Folds"] = f"{cell.folds_finished}/{cell.folds_expected}" if cell.folds_finished else "-"
         record["Notes"] = "; ".join(flags(cell, scores))
         records.append(record)
@@ -516,9 +519,6 @@ def flags(cell: pd.Series, scores: dict[str, str]) -> list[str]:
     words += [f"a run {kind.upper()}" for kind in ("failed", "missing") if cell[kind] and cell.status != kind]
     if cell.collapsed_folds:
         words.append(f"{cell.collapsed_folds} of {cell.folds_finished} folds COLLAPSED to one class")
-    if is_cut(cell):
-        share = cell.cut_test_notes / cell.evaluated_notes
-        words.append(f"{share:.0%} of the test notes cut at {cell.max_length:.0f} tokens")
     for title, score in scores.items():
         if cell.folds_finished and cell[f"{score}_count"] < cell.folds_finished:
             words.append(f"{title} over {cell[f'{score}_count']:.0f} of {cell.folds_finished} folds")
@@ -595,8 +595,8 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
     cut = rows.apply(is_cut, axis=1)
     if cut.any() and not cut.all():
         sentences.append(
-            f"{cut.sum()} of the {len(rows)} models read only the beginning of many notes (column Notes), the others "
-            "nearly all of each: for a fair comparison train them with --long_notes windows."
+            f"{cut.sum()} of the {len(rows)} models read only the beginning of many notes, --max_length tokens (Notes "
+            "cut), the others nearly all of each: for a fair comparison train them with --long_notes windows."
         )
     sentences += left_out(cells)
     if verdict.dearest not in (verdict.choice, verdict.best):

@@ -132,8 +132,8 @@ def test_who_read_only_the_beginning_of_notes_is_told(runs, make_report):
     write_run(runs, "drbert", "grn", "frozen", scores=(0.8, 0.9), **cut)  # two of twenty test notes
     text = (make_report() / "results.md").read_text()
     whole, beginning = markdown_rows(text, "## synthetic")
-    assert (whole["Notes"], beginning["Notes"]) == ("", "10% of the test notes cut at 256 tokens")
-    assert "1 of the 2 models read only the beginning of many notes (column Notes), the others nearly all" in text
+    assert (whole["Notes cut"], beginning["Notes cut"]) == ("-", "10%")
+    assert "1 of the 2 models read only the beginning of many notes, --max_length tokens (Notes cut), the" in text
 
 
 def test_a_choice_that_collapsed_in_some_folds_is_told(runs, make_report):
