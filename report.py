@@ -331,7 +331,7 @@ def results_table(cells: pd.DataFrame, average: str) -> Table:
         **{f"{name} ({average})": f"{name.lower()}_{average}" for name in ("Precision", "Recall", "F1")},
         "AUROC": "auroc",
     }
-    records = []
+    records, some_cut = [], cells.apply(is_cut, axis=1).any()
     for _, cell in cells.iterrows():
         record = {"Model": shown_model(cell), "Head": cell["head"], "Tuning": cell.tuning}
         record |= {title: mean_and_sd(cell, score) for title, score in scores.items()}
@@ -340,7 +340,7 @@ def results_table(cells: pd.DataFrame, average: str) -> Table:
             record["Feature hours (shared)"] = number(cell.feature_hours, ".3g")
         if (cells.pretraining_hours > 0).any():
             record["Pretraining hours (shared)"] = number(cell.pretraining_hours, ".3g")
-        if cells.apply(is_cut, axis=1).any():
+        if some_cut:
             share = cell.cut_test_notes / cell.evaluated_notes if cell.folds_finished else None
             record["Notes cut"] = f"{share:.0%}" if share else "-"
         record["Folds"] = f"{cell.folds_finished}/{cell.folds_expected}" if cell.folds_finished else "-"
