@@ -101,6 +101,13 @@ class ModelArguments:
         default=0.0,
         metadata={"help": "Small Transformers: how many tokens training hides behind the mask, as pretraining does."},
     )
+    muon_learning_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "Small Transformers: train the matrices of the layers with Muon and this learning rate, all else "
+            "as --optim and --learning_rate say; 0: without Muon."
+        },
+    )
     pretrain_on: str = field(
         default="training-notes",
         metadata={

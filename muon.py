@@ -1,4 +1,4 @@
-"""Muon for the matrices inside an encoder's layers, AdamW for all other parameters: how pretrain.py trains.
+"""Muon for the matrices inside an encoder's layers, AdamW for all other parameters: what trains small Transformers.
 
 Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) steps along the momentum with its singular values made
 about equal, so that directions which the gradient hardly shows are learned too. Embeddings, biases and norms stay with
@@ -14,7 +14,9 @@ import re
 
 import torch
 from torch import nn
+from transformers import Trainer
 
+GOES_WITH = ("adamw_torch", "adamw_torch_fused")  # values of --optim
 MOMENTUM = 0.95
 # Of x <- a x + b (x x') x + c (x x')^2 x, five times: Jordan's, chosen so that small singular values grow fast.
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
@@ -85,3 +87,19 @@ def layer_matrices(model: nn.Module) -> list[str]:
         for name, parameter in model.named_parameters()
         if parameter.ndim >= 2 and LAYER_MATRIX.search(name) and "router" not in name
     ]
+
+
+def create_muon(trainer: Trainer, model: nn.Module, learning_rate: float) -> MuonWithAdamW:
+    """The optimizer of what `model` trains: Muon with `learning_rate`, all else as the trainer's arguments say."""
+    matrices, decayed = set(layer_matrices(model)), set(trainer.get_decay_parameter_names(model))
+    decay = trainer.args.weight_decay
+    groups = [
+        {"params": [], "weight_decay": decay, "muon": True, "lr": learning_rate},
+        {"params": [], "weight_decay": decay, "muon": False},
+        {"params": [], "weight_decay": 0.0, "muon": False},
+    ]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups[0 if name in matrices else 1 if name in decayed else 2]["params"].append(parameter)
+    _, adamw = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+    return MuonWithAdamW(groups, torch.bfloat16 if trainer.args.bf16 else torch.float32, **adamw)

@@ -47,6 +47,16 @@ class Fit(NamedTuple):
         return features[:, self.columns] @ self.weight.T + self.bias
 
 
+class FittedNgrams(NamedTuple):
+    """All regressions of a fold; nothing of it is left to chance, so its seeds share them."""
+
+    spelling: torch.Tensor  # of the branch
+    idf: torch.Tensor  # likewise
+    fits: dict[str, Fit]
+    validation: dict[str, np.ndarray]  # by the regression's name, logits (notes, classes) of the validation notes
+    seconds: float  # that they took
+
+
 def count_ngrams(
     branch: NgramBranch, tokenizer: PreTrainedTokenizerBase, notes: list[list[list[int]]]
 ) -> sparse.csr_array:

@@ -61,7 +61,7 @@ from corpus import Corpus, Removed, of_notes, read_corpus, remove_held_out
 from data import DataArguments, DataError, read_unlabeled
 from locks import alone_with
 from machine import bfloat16_is_fast
-from muon import MuonWithAdamW, layer_matrices
+from muon import GOES_WITH, create_muon, layer_matrices
 from results import describe_environment, discard_foreign_checkpoints, last_complete_checkpoint, write_json
 from scratch_model import GROUP_ROWS, SCRATCH_MODELS, ScratchConfig, ScratchForMaskedLM
 from tokenization import FAMILIES, train_tokenizer
@@ -106,12 +106,11 @@ RECIPES = {
     "continued": dict(learning_rate=5e-5, num_train_epochs=3, per_device_train_batch_size=8),
 }
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-# Of a small Transformer that is pretrained: wider than one that has only the labels to learn from (ours).
-SMALL_SIZES = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=1024)
-SMALL_SIZES |= dict(vocab_size=8000)
-MUON_GOES_WITH = ("adamw_torch", "adamw_torch_fused")
+# Of a small Transformer that is pretrained: wider than one that has only the labels to learn from, and with so many
+# tokens to predict that it learns more from a step than it misses of their neighbours (ours; docs/few-labels.md).
+SMALL = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=1024)
+SMALL |= dict(vocab_size=8000, max_length=128, mlm_probability=0.4)
 PATIENCE = 3  # evaluations without a lower held-out loss before pretraining stops (ours)
-BLOCK_LENGTH = 128  # tokens in a training block of a small Transformer (ours)
 # The training arguments that go into pretrain.json, and that an interrupted run must share to be resumed.
 DECISIVE = (
     "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps "
@@ -239,14 +238,13 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
         description=__doc__.splitlines()[0],
         allow_abbrev=False,
         epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}, output_dir models/..., use_cpu and bf16 "
-        f"as the machine is; by kind of model: {RECIPES}; for {', '.join(SCRATCH_MODELS)} also: max_length "
-        f"{BLOCK_LENGTH}, {SMALL_SIZES}",
+        f"as the machine is; by kind of model: {RECIPES}; for {', '.join(SCRATCH_MODELS)} also: {SMALL}",
     )
     first_look, _ = parser.parse_known_args(argv)
     recipe = RECIPES["from scratch" if first_look.model is None else "continued"]
     if first_look.architecture in SCRATCH_MODELS:
         recipe = RECIPES["small"]
-        parser.set_defaults(max_length=BLOCK_LENGTH, **SMALL_SIZES)
+        parser.set_defaults(**SMALL)
     name = f"mini-{first_look.architecture}" if first_look.model is None else f"{Path(first_look.model).name}-ours"
     use_cpu = first_look.use_cpu or not torch.accelerator.is_available()
     parser.set_defaults(
@@ -256,9 +254,9 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
         output_dir=f"models/{name}",
     )
     arguments, training_args = parser.parse_args_into_dataclasses(argv)
-    if arguments.muon and training_args.optim not in MUON_GOES_WITH:
+    if arguments.muon and training_args.optim not in GOES_WITH:
         raise ArgumentError(
-            f"--optim {training_args.optim}: Muon leaves embeddings and biases to {' or '.join(MUON_GOES_WITH)}; give "
+            f"--optim {training_args.optim}: Muon leaves embeddings and biases to {' or '.join(GOES_WITH)}; give "
             "one of these, or --muon False."
         )
     refuse_several_gpus(training_args)
@@ -485,19 +483,11 @@ class MaskedLanguageModelTrainer(Trainer):
         if self.optimizer is not None or not self.muon:
             return super().create_optimizer(model)
         model = self.model if model is None else model
-        matrices, decayed = set(layer_matrices(model)), set(self.get_decay_parameter_names(model))
-        if not matrices:
+        if not layer_matrices(model):
             raise ArgumentError(
                 f"--muon: the layers of {model.config.model_type} are not found by their names; leave it out."
             )
-        groups = [
-            {"params": [], "weight_decay": decay, "muon": muon}
-            for decay, muon in ((self.args.weight_decay, True), (self.args.weight_decay, False), (0.0, False))
-        ]
-        for name, parameter in model.named_parameters():
-            groups[0 if name in matrices else 1 if name in decayed else 2]["params"].append(parameter)
-        _, adamw = self.get_optimizer_cls_and_kwargs(self.args, model)
-        self.optimizer = MuonWithAdamW(groups, torch.bfloat16 if self.args.bf16 else torch.float32, **adamw)
+        self.optimizer = create_muon(self, model, self.args.learning_rate)
         return self.optimizer
 
     def compute_loss(self, model, inputs, *args, **kwargs):

@@ -42,6 +42,7 @@ from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
+from muon import GOES_WITH
 from pretrain import ArgumentError, refuse_several_gpus
 from results import (
     FAILURE_FILE,
@@ -68,11 +69,12 @@ RECIPES = {
     "lora": dict(learning_rate=5e-4, num_train_epochs=10, per_device_train_batch_size=16, warmup_steps=0.1),
     "full": dict(learning_rate=3e-5, num_train_epochs=10, per_device_train_batch_size=8, warmup_steps=0.1),
     "scratch": dict(learning_rate=1e-3, num_train_epochs=20, per_device_train_batch_size=32, warmup_steps=0.1),
-    "in-house": dict(learning_rate=1e-4, num_train_epochs=6, per_device_train_batch_size=16, warmup_steps=0.1),
+    "in-house": dict(learning_rate=1e-4, num_train_epochs=4, per_device_train_batch_size=16, warmup_steps=0.1),
     "baseline": dict(),
 }
 # Likewise of the other arguments, for models pretrained in-house; docs/few-labels.md has what was measured.
 OF_IN_HOUSE = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True, min_steps=1200, long_notes="windows")
+OF_IN_HOUSE |= dict(muon_learning_rate=4e-4)
 COMMON_RECIPE = dict(
     weight_decay=0.01,
     per_device_eval_batch_size=64,
@@ -154,6 +156,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         check_pretraining(model_args)
     if model_args.ngram_branch and chosen.kind not in ("scratch", "in-house"):
         raise ArgumentError(f"--ngram_branch: {chosen.run_id} is no small Transformer.")
+    check_muon(model_args, training_args)
     if model_args.ensemble < 1 or (model_args.ensemble > 1 and chosen.kind not in ("in-house", "full")):
         raise ArgumentError(
             f"--ensemble {model_args.ensemble} with {chosen.run_id}: give 1, or more with a model that begins "
@@ -171,6 +174,20 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     if training_args.push_to_hub and not model_args.keep_model:
         raise ArgumentError("--push_to_hub with --keep_model False: there would be no model to push.")
     return model_args, data_args, training_args
+
+
+def check_muon(model_args: ModelArguments, training_args: TrainingArguments):
+    """Whether Muon can train what it is asked to."""
+    rate = model_args.muon_learning_rate
+    if not rate >= 0:
+        raise ArgumentError(f"--muon_learning_rate {rate:g}: give 0, for none, or more.")
+    if rate and model_args.kind not in ("scratch", "in-house"):
+        raise ArgumentError(f"--muon_learning_rate: {model_args.run_id} is no small Transformer.")
+    if rate and training_args.optim not in GOES_WITH:
+        raise ArgumentError(
+            f"--optim {training_args.optim}: Muon leaves embeddings and biases to {' or '.join(GOES_WITH)}; give one "
+            "of these, or --muon_learning_rate 0."
+        )
 
 
 def check_pretraining(model_args: ModelArguments):

@@ -26,6 +26,7 @@ from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -51,12 +52,21 @@ from metrics import (
     tune_thresholds,
 )
 from models import PRETRAINED_HERE, TUNINGS, ModelArguments, build_model, put_encoder_back, suit_cpu
-from ngrams import ENCODER, FITS, choose_weights, count_ngrams, fit_ngrams, ngram_features, set_ngrams
+from muon import create_muon
+from ngrams import (
+    ENCODER,
+    FITS,
+    FittedNgrams,
+    choose_weights,
+    count_ngrams,
+    fit_ngrams,
+    ngram_features,
+    set_ngrams,
+)
 from predict import classify
 from pretrain import (
-    BLOCK_LENGTH,
     REPORT_FILE,
-    SMALL_SIZES,
+    SMALL,
     ArgumentError,
     PretrainArguments,
     describe_pretraining,
@@ -64,6 +74,7 @@ from pretrain import (
     pretrain_in_house,
 )
 from results import last_complete_checkpoint, write_json
+from scratch_model import NgramBranch
 from splits import Split, balanced_class_weights
 
 logger = logging.getLogger("train")
@@ -144,17 +155,27 @@ class BatchesOfLikeLength(LengthGroupedSampler):
 
 
 class NoteTrainer(Trainer):
-    """A Trainer whose loss weighs classes and adds the experts' load-balancing loss."""
+    """A Trainer whose loss weighs classes and adds the experts' load-balancing loss.
+
+    With a `muon_learning_rate` the matrices of the layers are trained by Muon (muon.py).
+    """
 
     # The loss below is a micro-batch's share of the mean over the notes of a step: there is nothing left to divide.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, class_weights: torch.Tensor | None = None, **kwargs):
+    def __init__(self, *args, class_weights: torch.Tensor | None = None, muon_learning_rate: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
+        self.muon_learning_rate = muon_learning_rate
         self.class_weights = None if class_weights is None else class_weights.to(self.args.device)
         self.add_callback(TrainingClock())
         self.add_callback(EpochLine())
         self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is not None or not self.muon_learning_rate:
+            return super().create_optimizer(model)
+        self.optimizer = create_muon(self, self.model if model is None else model, self.muon_learning_rate)
+        return self.optimizer
 
     def get_batch_samples(self, *args) -> tuple[list, torch.Tensor | int | None]:
         micro_batches, items = super().get_batch_samples(*args)
@@ -213,6 +234,7 @@ class Run:
     fingerprint: str = ""  # of the notes and all splits, where results are compared or runs resumed
     held_out_anywhere: np.ndarray | None = None  # the notes of some fold's validation or test part
     pretrained: dict[bytes, Path] = field(default_factory=dict)  # by the notes held out: seeds share it
+    ngrams: dict[tuple, FittedNgrams] = field(default_factory=dict)  # by fold and tokenizer: seeds share them
 
     @property
     def output(self) -> Path:
@@ -266,14 +288,43 @@ class Run:
             unlabeled=model_args.unlabeled,
             group_column=data_args.group_column,
             transductive=model_args.transductive,
-            max_length=BLOCK_LENGTH,
-            **SMALL_SIZES,
+            **SMALL,
         )
         cache_dir = Path(model_args.cache_dir or self.output / "pretrained")
         self.pretrained[key] = pretrain_in_house(
             arguments, text, model_args.pretraining_tokens, cache_dir, self.training_args
         )
         return self.pretrained[key]
+
+    def fit_ngrams(
+        self,
+        branch: NgramBranch,
+        split: Split,
+        tokenizer: PreTrainedTokenizerBase,
+        encoded: dict[str, tuple[datasets.Dataset, np.ndarray]],
+        names: list[str],
+    ) -> FittedNgrams:
+        """The regressions with these names, fitted on the training part, or as an earlier seed has them.
+
+        Sets up `branch`, in place, but for its weights. `encoded` are the tokenized notes of each part.
+        """
+        key = (tokenizer.backend_tokenizer.to_str(), split.train.tobytes(), split.validation.tobytes(), *names)
+        if (fitted := self.ngrams.get(key)) is not None:
+            branch.spelling.copy_(fitted.spelling)
+            branch.idf.data.copy_(fitted.idf)
+            return fitted
+        started = time.perf_counter()
+        features = count_ngrams(branch, tokenizer, encoded["train"][0]["input_ids"])
+        fits = fit_ngrams(branch, features, self.notes.labels[split.train], names)
+        validation = {}
+        if len(split.validation):
+            features = ngram_features(branch, encoded["validation"][0]["input_ids"])
+            validation = {name: fit.logits(features) for name, fit in fits.items()}
+        seconds = time.perf_counter() - started
+        fitted = FittedNgrams(branch.spelling.clone(), branch.idf.detach().clone(), fits, validation, seconds)
+        if len(self.model_args.seeds) > 1:
+            self.ngrams[key] = fitted
+        return fitted
 
     @cached_property
     def unlabeled(self) -> Corpus:
@@ -448,6 +499,7 @@ def train_network(
             compute_metrics=lambda prediction: score_validation(prediction, metric, arguments.metric_for_best_model),
             callbacks=its_callbacks,
             class_weights=class_weights,
+            muon_learning_rate=model_args.muon_learning_rate,
         )
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
         trainer.compute_metrics = None  # from here on it only predicts: nothing is tuned on what it sees
@@ -470,23 +522,20 @@ def train_network(
         ordered, order = by_length(data)
         return trainer.predict(ordered).predictions[np.argsort(order)]
 
-    started = time.perf_counter()
+    fitting_seconds = 0.0
     if model_args.ngram_branch:
-        small, labels = trainer.accelerator.unwrap_model(trainer.model), notes.labels[split.train]
-        features = count_ngrams(small.ngrams, tokenizer, encoded["train"][0]["input_ids"])
+        small = trainer.accelerator.unwrap_model(trainer.model)
+        names = [name for name in FITS if logit_weights is None or logit_weights[name]]
+        fitted = run.fit_ngrams(small.ngrams, split, tokenizer, encoded, names)
+        started = time.perf_counter()
         if logit_weights is None:
-            fits, validation = fit_ngrams(small.ngrams, features, labels), encoded["validation"][0]
-            logits = {ENCODER: predict(validation)}  # the branch counts nothing yet
-            features = ngram_features(small.ngrams, validation["input_ids"])
-            logits |= {name: fit.logits(features) for name, fit in fits.items()}
+            logits = {ENCODER: predict(encoded["validation"][0])} | fitted.validation  # the branch counts nothing yet
             logit_weights = choose_weights(logits, notes.labels[split.validation], notes.task)
             counting = [f"{name} {weight:.2f}" for name, weight in logit_weights.items() if weight >= 0.005]
             logger.info("  weights of the logits: %s", ", ".join(counting))
-        else:
-            fits = fit_ngrams(small.ngrams, features, labels, [name for name in FITS if logit_weights[name]])
-        set_ngrams(small.ngrams, fits, logit_weights)
+        set_ngrams(small.ngrams, fitted.fits, logit_weights)
         small.config.encoder_weight = logit_weights[ENCODER]
-    fitting_seconds = time.perf_counter() - started
+        fitting_seconds = fitted.seconds + time.perf_counter() - started
 
     @cache
     def whole() -> PreTrainedModel:

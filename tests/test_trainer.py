@@ -127,12 +127,63 @@ def test_same_seed_same_probabilities(notes_file, tmp_path, seed):
     assert not np.allclose(first, probabilities(seed + 2, "c"))
 
 
+def test_seeds_share_the_ngrams_of_a_fold(notes_file, tmp_path, monkeypatch):
+    """The second seed has the probabilities that it has alone, and says that its n-grams took as long."""
+    options = ["--ngram_branch", "True", "--seeds", "0", "1"]
+    run, split = run_for(notes_file, tmp_path, *options)
+    alone = train_network(run, split, 1, tmp_path / "alone").predict(split.test)
+    run, split = run_for(notes_file, tmp_path, *options)
+    train_network(run, split, 0, tmp_path / "first")
+    monkeypatch.setattr("trainer.fit_ngrams", None)
+    (fitted,) = run.ngrams.values()
+    run.ngrams = {key: fitted._replace(seconds=3600.0) for key in run.ngrams}
+    second = train_network(run, split, 1, tmp_path / "second")
+    assert np.array_equal(second.predict(split.test), alone) and 1 < second.cost["training_hours"] < 1.1
+    monkeypatch.undo()
+    other, _ = run_for(notes_file, tmp_path, *options[:2])
+    train_network(other, split, 0, tmp_path / "other")
+    assert not other.ngrams  # nothing is kept for nobody
+
+
 @pytest.mark.parametrize("more", [["--early_stopping_patience", "0"], ["--eval_strategy", "no"]])
 def test_the_epoch_that_is_kept_is_the_last_where_none_is_selected(notes_file, tmp_path, more):
     """Without a look at validation nothing can stop early either."""
     options = [*"--load_best_model_at_end False --num_train_epochs 3".split(), *more]
     run, split = run_for(notes_file, tmp_path, *options, "--learning_rate", "1e-9")  # the first is as good as any
     assert train_network(run, split, 0, tmp_path / "fold").cost["best_epoch"] == 3
+
+
+def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path, monkeypatch):
+    made = []
+    create = trainer.create_muon
+    monkeypatch.setattr(trainer, "create_muon", lambda *given: made.append((given[1], create(*given))) or made[-1][1])
+    options = "--muon_learning_rate 0.004 --learning_rate 0.001 --ngram_branch True --num_train_epochs 1".split()
+    run, split = run_for(notes_file, tmp_path, *options)
+    train_network(run, split, 0, tmp_path / "fold")
+    ((model, optimizer),) = made
+    matrices, decayed, others = optimizer.param_groups
+    assert matrices["muon"] and not decayed["muon"] and not others["muon"]
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [0.004, 0.001, 0.001]
+    assert len(matrices["params"]) == 4 * model.config.num_hidden_layers
+    assert any(parameter is model.classifier.weight for parameter in decayed["params"])
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert trained == {id(p) for name, p in model.named_parameters() if not name.startswith("ngrams.")}
+    run, split = run_for(notes_file, tmp_path, *options[2:])
+    train_network(run, split, 0, tmp_path / "plain")
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--model camembert-bio --muon_learning_rate 0.001", "camembert-bio-grn-frozen is no small Transformer"),
+        ("--model transformer --muon_learning_rate -1", "--muon_learning_rate -1: give 0, for none, or more"),
+        ("--model transformer-pretrained --optim sgd", "give one of these, or --muon_learning_rate 0"),
+    ],
+)
+def test_what_muon_cannot_train_is_refused(notes_file, options, message):
+    with pytest.raises(ArgumentError, match=message):
+        parse_arguments(["--dataset", str(notes_file), *options.split()])
 
 
 def test_batches_are_of_like_length_and_come_in_any_order(tmp_path):
