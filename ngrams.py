@@ -84,9 +84,10 @@ def count_notes(branch: NgramBranch, notes: list[list[list[int]]]) -> sparse.csr
     for windows in notes:
         rows = [torch.tensor(window, device=branch.spelling.device) for window in windows]
         ids, mask = (pad_sequence(each, batch_first=True) for each in (rows, [*map(torch.ones_like, rows)]))
-        counted = branch.count(ids, mask, ids.new_zeros(len(ids))).flatten()
-        buckets.append(counted.nonzero().squeeze(1).int().cpu().numpy())  # 32 bits, as liblinear wants them
-        counts.append(counted.cpu().numpy()[buckets[-1]])
+        counted = branch.count(ids, mask, ids.new_zeros(len(ids)))
+        _, vector, bucket = counted.indices()
+        buckets.append((vector * branch.buckets + bucket).int().cpu().numpy())  # 32 bits, as liblinear wants them
+        counts.append(counted.values().cpu().numpy())
     row_ends = np.cumsum([0, *map(len, buckets)], dtype=np.int32)
     return sparse.csr_array(
         (np.concatenate(counts), np.concatenate(buckets), row_ends), (len(notes), branch.idf.numel())

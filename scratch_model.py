@@ -330,13 +330,13 @@ class NgramBranch(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.num_labels, vectors * self.buckets), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(config.num_labels), requires_grad=False)
 
-    @torch.compiler.disable  # its shapes are the notes'
     def count(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, window_note: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """How often each bucket occurs in each note, (notes, 3, buckets): in words, characters, words at the ends.
+        """How often each bucket occurs in each note: in words, characters, words at the ends.
 
-        `input_ids`, `attention_mask` (rows, tokens) and `window_note` (rows,) as for the model.
+        `input_ids`, `attention_mask` (rows, tokens) and `window_note` (rows,) as for the model -> a sparse tensor
+        (notes, 3, buckets), coalesced: of the buckets a note has one in fifty or fewer.
         """
         characters = self.spelling[input_ids].long() * attention_mask.unsqueeze(2)
         note = torch.arange(len(input_ids), device=input_ids.device) if window_note is None else window_note
@@ -349,15 +349,19 @@ class NgramBranch(nn.Module):
         words, is_word = words[:, : lengths.max()], is_word[:, : lengths.max()]
         place = torch.arange(words.shape[1], device=words.device)
         start, end = self.END_MARKS
-        return torch.stack(
-            [
-                self.count_runs(words, is_word, self.WORD_ORDERS),
-                self.count_runs(characters, characters != 0, self.CHARACTER_ORDERS),
-                self.count_runs(words + start, is_word & (place < self.END_WORDS), self.WORD_ORDERS)
-                + self.count_runs(words + end, is_word & (place >= lengths - self.END_WORDS), self.WORD_ORDERS),
-            ],
-            dim=1,
+        found = [
+            (0, *self.find_runs(words, is_word, self.WORD_ORDERS)),
+            (1, *self.find_runs(characters, characters != 0, self.CHARACTER_ORDERS)),
+            (2, *self.find_runs(words + start, is_word & (place < self.END_WORDS), self.WORD_ORDERS)),
+            (2, *self.find_runs(words + end, is_word & (place >= lengths - self.END_WORDS), self.WORD_ORDERS)),
+        ]
+        indices = torch.cat(
+            [torch.stack([note, torch.full_like(note, v), bucket]) for v, note, bucket in found], dim=1
         )
+        ones = torch.ones(indices.shape[1], device=indices.device)
+        return torch.sparse_coo_tensor(
+            indices, ones, (len(words), len(self.VECTORS), self.buckets), check_invariants=False
+        ).coalesce()
 
     @staticmethod
     def join_windows(characters: torch.Tensor, note: torch.Tensor) -> torch.Tensor:
@@ -388,9 +392,9 @@ class NgramBranch(nn.Module):
         valued = torch.where(first | in_word, characters * WORD_POWERS.to(characters.device)[power], 0)
         return torch.zeros_like(characters).scatter_add(1, word.clamp(min=0), valued)
 
-    def count_runs(self, numbers: torch.Tensor, real: torch.Tensor, orders: range) -> torch.Tensor:
-        """How often the runs of each bucket occur in `numbers` (B, N), (B, buckets); `real` (B, N): what counts."""
-        counts = torch.zeros(len(numbers), self.buckets, device=numbers.device)
+    def find_runs(self, numbers: torch.Tensor, real: torch.Tensor, orders: range) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of every run in `numbers` (B, N), the number of its note and its bucket; `real` (B, N): what counts."""
+        notes, buckets = [numbers.new_zeros(0)], [numbers.new_zeros(0)]
         hashed, whole = torch.zeros_like(numbers), torch.ones_like(real)
         for order in range(1, min(orders.stop, numbers.shape[1] + 1)):
             places = numbers.shape[1] - order + 1
@@ -400,16 +404,26 @@ class NgramBranch(nn.Module):
             if order in orders:
                 mixed = (hashed ^ (hashed >> 32)) * 0x56E8FEB86659FD93
                 bucket = (mixed ^ (mixed >> 32)) & (self.buckets - 1)
-                counts.scatter_add_(1, bucket, whole.to(counts.dtype))
-        return counts
+                note, start = whole.nonzero(as_tuple=True)
+                notes.append(note)
+                buckets.append(bucket[note, start])
+        return torch.cat(notes), torch.cat(buckets)
 
+    @torch.compiler.disable  # how many buckets there are, only the notes tell
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, window_note: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits (notes, classes); the arguments as for `count`."""
         with torch.autocast(input_ids.device.type, enabled=False):
-            features = self.count(input_ids, attention_mask, window_note).log1p() * self.idf.float()
-            return F.linear(F.normalize(features, dim=2).flatten(1), self.weight.float(), self.bias.float())
+            counts = self.count(input_ids, attention_mask, window_note)
+            note, vector, bucket = counts.indices()
+            values = counts.values().log1p() * self.idf.float()[vector, bucket]
+            squares = values.new_zeros(counts.shape[:2]).index_put((note, vector), values**2, accumulate=True)
+            values = values / squares.sqrt().clamp(min=1e-12)[note, vector]
+            products = (
+                self.weight.float()[:, vector * self.buckets + bucket] * values
+            )  # (classes, buckets of all notes)
+            return self.bias.float().repeat(len(counts), 1).index_add(0, note, products.T)
 
 
 class ScratchPreTrainedModel(PreTrainedModel):
