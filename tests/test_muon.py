@@ -42,6 +42,21 @@ def test_singular_values_become_about_one(shape):
     assert torch.cosine_similarity(result.flatten(), (left @ right).flatten(), dim=0) > 0.95
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (4, 12), (12, 4)])
+def test_both_ways_to_iterate_are_the_same_polynomial(shape):
+    """As written by its authors, step by step; bfloat16 rounds."""
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    expected = matrices / matrices.norm()
+    for _ in range(5):
+        gram = expected @ expected.T
+        expected = 3.4445 * expected + (-4.7750 * gram + 2.0315 * gram @ gram) @ expected
+    torch.testing.assert_close(orthogonalize(matrices), expected, rtol=1e-4, atol=1e-5)
+    rounded = orthogonalize(matrices.bfloat16())
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), expected, rtol=0.1, atol=0.1)
+
+
 def test_a_stack_is_its_matrices_one_by_one():
     torch.manual_seed(0)
     stack = torch.randn(3, 8, 6)
