@@ -355,13 +355,10 @@ class NgramBranch(nn.Module):
             (2, *self.find_runs(words + start, is_word & (place < self.END_WORDS), self.WORD_ORDERS)),
             (2, *self.find_runs(words + end, is_word & (place >= lengths - self.END_WORDS), self.WORD_ORDERS)),
         ]
-        indices = torch.cat(
-            [torch.stack([note, torch.full_like(note, v), bucket]) for v, note, bucket in found], dim=1
-        )
+        places = [torch.stack([note, torch.full_like(note, vector), bucket]) for vector, note, bucket in found]
+        indices, shape = torch.cat(places, dim=1), (len(words), len(self.VECTORS), self.buckets)
         ones = torch.ones(indices.shape[1], device=indices.device)
-        return torch.sparse_coo_tensor(
-            indices, ones, (len(words), len(self.VECTORS), self.buckets), check_invariants=False
-        ).coalesce()
+        return torch.sparse_coo_tensor(indices, ones, shape, check_invariants=False).coalesce()
 
     @staticmethod
     def join_windows(characters: torch.Tensor, note: torch.Tensor) -> torch.Tensor:
@@ -417,12 +414,11 @@ class NgramBranch(nn.Module):
         with torch.autocast(input_ids.device.type, enabled=False):
             counts = self.count(input_ids, attention_mask, window_note)
             note, vector, bucket = counts.indices()
-            values = counts.values().log1p() * self.idf.float()[vector, bucket]
+            values = counts.values().log1p() * self.idf[vector, bucket].float()
             squares = values.new_zeros(counts.shape[:2]).index_put((note, vector), values**2, accumulate=True)
             values = values / squares.sqrt().clamp(min=1e-12)[note, vector]
-            products = (
-                self.weight.float()[:, vector * self.buckets + bucket] * values
-            )  # (classes, buckets of all notes)
+            column = vector * self.buckets + bucket
+            products = self.weight[:, column].float() * values  # (classes, buckets of all notes)
             return self.bias.float().repeat(len(counts), 1).index_add(0, note, products.T)
 
 
