@@ -336,7 +336,7 @@ class NgramBranch(nn.Module):
         """How often each bucket occurs in each note: in words, characters, words at the ends.
 
         `input_ids`, `attention_mask` (rows, tokens) and `window_note` (rows,) as for the model -> a sparse tensor
-        (notes, 3, buckets), coalesced: of the buckets a note has one in fifty or fewer.
+        (notes, 3, buckets), coalesced: most buckets do not occur in a note.
         """
         characters = self.spelling[input_ids].long() * attention_mask.unsqueeze(2)
         note = torch.arange(len(input_ids), device=input_ids.device) if window_note is None else window_note
@@ -358,6 +358,7 @@ class NgramBranch(nn.Module):
         places = [torch.stack([note, torch.full_like(note, vector), bucket]) for vector, note, bucket in found]
         indices, shape = torch.cat(places, dim=1), (len(words), len(self.VECTORS), self.buckets)
         ones = torch.ones(indices.shape[1], device=indices.device)
+        # said, because PyTorch warns where it is not
         return torch.sparse_coo_tensor(indices, ones, shape, check_invariants=False).coalesce()
 
     @staticmethod
