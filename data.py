@@ -7,6 +7,7 @@ the built-in `synthetic` corpus. Local files are read straight into memory: noth
 No message holds note text: they carry row numbers (counted from 1, header excluded), ids and counts.
 """
 
+import csv
 import hashlib
 import json
 import logging
@@ -33,6 +34,7 @@ POSITIVE_PAIRS += [("neg", "pos"), ("négatif", "positif"), ("absent", "present"
 ROW_ID = "row-{}"
 ROWS_NAMED = 5  # how many rows an error message names before it only counts
 MOST_SUBGROUPS = 50  # values of a column that scores are broken down by
+COLUMN_NAME = re.compile(r"[^\W\d][\w.-]{0,39}")
 NAME_LENGTH = 80  # a label or a header of more characters is taken for the text of a note, which no message may show
 
 
@@ -133,6 +135,8 @@ class DataArguments:
             raise DataError(f"--train_size {self.train_size}: give at least 2 notes, or leave it out for all.")
         if self.label_separator == "":
             raise DataError("--label_separator: give at least one character.")
+        if self.id_column == self.text_column:
+            raise DataError(f"--id_column {self.id_column}: that is the text; give another, or none for row numbers.")
         if self.max_length < 8:
             raise DataError(f"--max_length {self.max_length}: give at least 8 tokens.")
         self.check_windows()
@@ -212,7 +216,26 @@ def name_rows(rows: np.ndarray) -> str:
     return f"{len(rows)} row{'s' if len(rows) > 1 else ''} ({named}{', ...' if len(rows) > ROWS_NAMED else ''})"
 
 
+def _check_quotes(path: Path, separator: str):
+    """Of a quotation mark that is not doubled pandas makes one note of several: the standard library objects.
+
+    Raises:
+        csv.Error: with the number of the line in which the record begins.
+    """
+    csv.field_size_limit(2**31 - 1)  # of long notes
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        records = csv.reader(file, delimiter=separator, strict=True)
+        while True:
+            begins = records.line_num + 1
+            try:
+                if next(records, None) is None:
+                    return
+            except csv.Error:
+                raise csv.Error(begins) from None
+
+
 def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
+    _check_quotes(path, separator)
     frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for names of the rows
         raise ValueError("more fields than the header in line 2")
@@ -245,6 +268,9 @@ def _read_file(path: Path) -> pd.DataFrame:
         problem = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
     except OSError as error:
         problem = f"cannot be opened ({error.strerror or type(error).__name__})"
+    except csv.Error as error:
+        problem = f"has a quotation mark too many or too few in the row that begins in line {error}; double the marks "
+        problem += 'within a note ("") and put one at either end of it'
     except ValueError as error:
         # A parser's message may quote the line it failed on: keep its numbers, not its words.
         line = re.search(r"line (\d+)|Row #(\d+)", str(error))
@@ -261,6 +287,9 @@ def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[
     """
     source = arguments.dataset
     path = Path(source).expanduser()
+    of_hub = arguments.dataset_config or arguments.dataset_revision
+    if of_hub and (source.split(":")[0] == "synthetic" or path.exists()):
+        raise DataError(f"--dataset_config and --dataset_revision are for data sets of the Hub; {source} is none.")
     if source.split(":")[0] == "synthetic":
         try:
             sizes = [int(number) for number in source.split(":")[1:]]
@@ -283,6 +312,7 @@ def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[
                 f"({', '.join(READERS)}); found: {found}."
             )
         frames = {split: _read_file(file) for file, split in splits.items()}
+        _name_places({file.name: frame for file, frame in zip(files, frames.values(), strict=True)})
     else:
         if path.suffix.lower() in READERS or source.startswith((".", "/", "~")):
             raise DataError(f"--dataset {source}: no such file or folder.")
@@ -308,8 +338,17 @@ def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[
                 names[column] = feature.names
         if set(frames) == {"train"}:  # the Hub's way of saying: no splits
             return frames["train"], names
+        _name_places(frames)
         return _join_splits(frames, arguments.split_column), names
     return _join_splits(frames, arguments.split_column), {}
+
+
+def _name_places(frames: dict[str, pd.DataFrame]):
+    """Which rows of all come from where, since messages count over all."""
+    ends = np.cumsum([len(frame) for frame in frames.values()])
+    begins = ends - [len(frame) for frame in frames.values()] + 1
+    places = (f"{name} {first} to {last}" for name, first, last in zip(frames, begins, ends, strict=True))
+    logger.info("rows, as messages count them: %s", ", ".join(places))
 
 
 def _join_splits(frames: dict[str, pd.DataFrame], split_column: str) -> pd.DataFrame:
@@ -320,12 +359,13 @@ def _join_splits(frames: dict[str, pd.DataFrame], split_column: str) -> pd.DataF
 
 def _require_column(frame: pd.DataFrame, column: str, flag: str):
     if column not in frame.columns:
-        # Of a file without a header line these are pieces of a note: only what looks like a name is shown.
-        found = (
-            name if re.fullmatch(r"[\w.-]{1,40}", name) else f"one of {len(name)} characters"
-            for name in map(str, frame)
-        )
-        raise DataError(f"--{flag} {column}: no such column; found: {', '.join(found)}.")
+        # Of a file without a header line these are a note, a patient's number or name: none is shown unless all look
+        # like names of columns.
+        names = [*map(str, frame)]
+        found = f"found: {', '.join(names)}."
+        if not all(COLUMN_NAME.fullmatch(name) for name in names):
+            found = f"found {len(names)} that are not all named as columns are: is the header line missing?"
+        raise DataError(f"--{flag} {column}: no such column; {found}")
 
 
 def _is_list(value) -> bool:
@@ -381,6 +421,8 @@ def _encode_labels(
     """Task, class names in order, and labels as indices or as 0/1 rows."""
     lists = np.array([_is_list(value) for value in column])
     multi_label = arguments.label_separator is not None or lists.any()
+    if multi_label and arguments.positive_label is not None:
+        raise DataError(f"--positive_label {arguments.positive_label}: a note may have several labels here.")
     if names and not multi_label:
         column = column.where(column >= 0)  # -1 is how a Hub data set writes a label that it withholds
     if arguments.label_separator is None:
@@ -465,6 +507,8 @@ def _note_ids(frame: pd.DataFrame, id_column: str | None, unique: bool = True) -
     if id_column == "none":
         return np.array([ROW_ID.format(row + 1) for row in range(len(frame))])
     ids = _complete_column(frame, id_column, "id_column")
+    if max(map(len, ids)) > NAME_LENGTH:  # predictions and the list of hard notes show them
+        raise DataError(f"--id_column {id_column}: holds text, not ids; give another, or none for row numbers.")
     repeated = np.flatnonzero(pd.Series(ids).duplicated())
     if len(repeated) and unique:
         raise DataError(

@@ -90,6 +90,14 @@ def test_folder_with_one_file(write):
     assert load(write(TABLE, "train.csv").parent).given_splits is None
 
 
+def test_rows_of_split_files_can_be_found(write, caplog):
+    caplog.set_level(logging.INFO)
+    write(TABLE, "train.csv")
+    with pytest.raises(DataError, match=r"Empty or non-text notes in 1 row \(2\)"):
+        load(write(TABLE.assign(text=["a", " ", "c"]), "test.csv").parent)
+    assert "rows, as messages count them: test.csv 1 to 3, train.csv 4 to 6" in caplog.text
+
+
 def test_folder_of_split_files(write):
     folder = write(TABLE, "train.csv").parent
     write(TABLE.assign(text=[f"{text} Dev." for text in TEXTS]), "dev.tsv")
@@ -242,6 +250,18 @@ def test_positive_label(write):
         load(path, positive_label="1")
 
 
+def test_positive_label_of_several_labels(write):
+    with pytest.raises(DataError, match="--positive_label a: a note may have several labels here"):
+        load(write({"text": TEXTS, "label": [["a"], ["b"], ["a", "b"]]}), positive_label="a")
+
+
+@pytest.mark.parametrize("option", ["dataset_config", "dataset_revision"])
+def test_options_of_the_hub(write, option):
+    for source in (write(TABLE), "synthetic:40"):
+        with pytest.raises(DataError, match="are for data sets of the Hub; .* is none"):
+            load(source, **{option: "x"})
+
+
 def test_positive_label_of_three_classes(write):
     with pytest.raises(DataError, match="--positive_label a: the data has 3 classes, not 2"):
         load(write({"text": TEXTS, "label": ["a", "b", "c"]}), positive_label="a")
@@ -313,9 +333,23 @@ def test_missing_column_lists_those_found(write, option):
         load(write(TABLE), **{option: "nope"})
 
 
+def test_notes_are_not_taken_for_ids(write):
+    notes = [f"{MARKER} a {age} ans et tousse{', beaucoup' * 9}." for age in (2, 3, 4)]
+    with pytest.raises(DataError, match="--id_column letter: holds text, not ids") as caught:
+        load(write(TABLE.assign(letter=notes)), id_column="letter")
+    assert_says_nothing(caught.value)
+
+
 def test_file_without_header(write):
     path = write(f'"{MARKER} tousse depuis {"long" * 20}temps.",1\nToux grasse.,0\n', "notes.csv")
-    with pytest.raises(DataError, match=r"no such column; found: one of \d+ characters, 1\.") as caught:
+    with pytest.raises(DataError, match="no such column; found 2 that are not all named") as caught:
+        load(path)
+    assert_says_nothing(caught.value)
+
+
+def test_file_without_header_names_no_patient(write):
+    path = write(f'4711,{MARKER},"Toux, fièvre",1\n4712,Anna,Toux,0\n', "notes.csv")
+    with pytest.raises(DataError, match="found 4 that are not all named as columns are: is the header") as caught:
         load(path)
     assert_says_nothing(caught.value)
 
@@ -431,7 +465,10 @@ def test_not_utf8(tmp_path, name):
     [
         ("notes.csv", f"text,label\nok,1\n{MARKER}, fièvre,0\n", r"not a readable csv file \(line 3\)"),
         ("notes.csv", f"text,label\n{MARKER}, fièvre,0\nok, toux,1\n", r"not a readable csv file \(line 2\)"),
-        ("notes.csv", f'text,label\n"{MARKER} tousse,1\nok,0\n', "not a readable csv file"),
+        ("notes.csv", f'text,label\nok,1\n"{MARKER} tousse,1\nok,0\n', "that begins in line 3; double the marks"),
+        # pandas would make one note of these two, of two patients
+        ("notes.csv", f'text,label\n"{MARKER} tousse,0\n"Toux",1\nok,0\n', "quotation mark .* begins in line 2"),
+        ("notes.tsv", f'text\tlabel\n"{MARKER}" dit-il\t0\nok\t1\n', "quotation mark .* begins in line 2"),
         ("notes.tsv", f"text\tlabel\nok\t1\n{MARKER}\tx\t0\n", r"not a readable tsv file \(line 3\)"),
         ("notes.jsonl", f'{{"text": "{MARKER}" "label": 1}}\n', "not a readable jsonl file"),
         ("notes.jsonl", f"{MARKER}\n", "not a readable jsonl file"),
@@ -443,6 +480,12 @@ def test_malformed_file_is_refused_without_its_text(write, name, content, messag
     with pytest.raises(DataError, match=message) as caught:
         load(write(content, name))
     assert_says_nothing(caught.value)
+
+
+def test_quotation_marks_within_a_note(write):
+    text = 'Il va "bien",\ndit-elle.'
+    rows = f'text,label\n"{text.replace(chr(34), chr(34) * 2)}",1\ndit "mal" elle,0\n'
+    assert load(write(rows, "notes.csv")).texts == [text, 'dit "mal" elle']
 
 
 def test_log_holds_counts_and_no_text(write, caplog):
@@ -460,6 +503,7 @@ def test_log_holds_counts_and_no_text(write, caplog):
         ({"validation_fraction": 0.5}, "--validation_fraction 0.5: give a fraction between 0 and 0.5"),
         ({"max_length": 4}, "--max_length 4: give at least 8"),
         ({"long_notes": "windows", "max_length": 64, "window_stride": 32}, "--window_stride 32: give less than half"),
+        ({"id_column": "text"}, "--id_column text: that is the text; give another"),
         ({"label_separator": ""}, "--label_separator: give at least one character"),
     ],
 )
