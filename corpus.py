@@ -28,7 +28,7 @@ from data import READERS, DataArguments, DataError, Notes, read_unlabeled
 logger = logging.getLogger(__name__)
 
 SHINGLE_WORDS = 8
-LEAKING_SHARE = 0.5  # of a note's shingles: so much of it makes a document a copy of it (ours)
+LEAKING_SHARE = 0.5  # of a note's words: so many in a row make a document a copy of it (ours)
 
 
 @dataclass
@@ -99,6 +99,10 @@ def read_corpus(
             found = Corpus(lines, [()] * len(lines))
         else:
             found = _read_table(source, columns)
+        if group_column and path.suffix.lower() == ".txt":
+            _warn_of_unnamed(source, "no line names its patient")
+        elif group_column and path.is_dir() and not tables:
+            _warn_of_unnamed(source, "a file is taken for its patient's only one")
         found = found.select(row for row, text in enumerate(found.texts) if text.strip())
         if not len(found):
             raise DataError(f"--unlabeled {source}: no text in it; give text files, tables with text, or folders.")
@@ -122,11 +126,16 @@ def _read_table(source: str, columns: dict[str, str | None]) -> Corpus:
         named = f"{source}: {error}" if source not in str(error) else str(error).removeprefix("--dataset ")
         raise DataError(f"--unlabeled {named}") from None
     if columns["group_column"] and notes.groups is None:
-        logger.warning(
-            "--unlabeled %s: no column %s, so other letters of held-out patients are not known there",
-            source, columns["group_column"],
-        )  # fmt: skip
+        _warn_of_unnamed(source, f"no column {columns['group_column']}")
     return of_notes(notes, np.arange(len(notes)))
+
+
+def _warn_of_unnamed(source: str, why: str):
+    logger.warning(
+        "--unlabeled %s: %s, so other letters of held-out patients are not known there, and a name that is in five "
+        "letters of one patient may come into the vocabulary",
+        source, why,
+    )  # fmt: skip
 
 
 # ---- the check -----------------------------------------------------------------------------------------------------
@@ -167,7 +176,7 @@ def remove_held_out(corpus: Corpus, held_out: Corpus, training: int = 0) -> tupl
 def find_leaking(texts: Sequence[str], held_out: Sequence[str]) -> np.ndarray:
     """For each text whether it holds LEAKING_SHARE of a held-out one or is made of one to that share; (texts,)."""
     hashes: dict[str, np.uint64] = {}
-    owner, shingles, whole = [], [], set()
+    owner, shingles, whole, needed = [], [], set(), np.zeros(len(held_out))
     for number, note in enumerate(held_out):
         words = split_words(note)
         if len(words) < SHINGLE_WORDS:
@@ -175,13 +184,13 @@ def find_leaking(texts: Sequence[str], held_out: Sequence[str]) -> np.ndarray:
         else:
             of_note = np.unique(_hash_shingles(words, hashes))
             shingles.append(of_note)
+            needed[number] = _shingles_of_share(words, of_note)
             owner.append(np.full(len(of_note), number))
     leaking = np.zeros(len(texts), dtype=bool)
     if shingles:
         shingles, owner = np.concatenate(shingles), np.concatenate(owner)
         order = np.argsort(shingles, kind="stable")
         shingles, owner = shingles[order], owner[order]
-        needed = LEAKING_SHARE * np.bincount(owner, minlength=len(held_out))
     for row, text in enumerate(texts):
         words = split_words(text)
         if len(words) < SHINGLE_WORDS:
@@ -193,9 +202,15 @@ def find_leaking(texts: Sequence[str], held_out: Sequence[str]) -> np.ndarray:
             if shared.any():
                 places = np.concatenate([np.arange(a, b) for a, b in zip(first[shared], last[shared], strict=True)])
                 count = np.bincount(owner[places], minlength=len(held_out))
-                enough = np.minimum(needed, LEAKING_SHARE * len(of_text))  # or half of the text is of the note
-                leaking[row] = bool((count >= np.maximum(enough, 1)).any())
+                enough = np.minimum(needed, _shingles_of_share(words, of_text))  # or half of the text is of the note
+                leaking[row] = bool(((count > 0) & (count >= enough)).any())
     return leaking
+
+
+def _shingles_of_share(words: list[str], shingles: np.ndarray) -> float:
+    """How many shingles a run of LEAKING_SHARE of the words has; where words repeat, of those that are different."""
+    in_a_row = LEAKING_SHARE * len(words) - SHINGLE_WORDS + 1
+    return max(1.0, min(in_a_row, LEAKING_SHARE * len(shingles)))
 
 
 def split_words(text: str) -> list[str]:

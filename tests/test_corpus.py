@@ -22,10 +22,31 @@ def test_a_held_out_passage_is_found_within_a_long_document():
     assert find_leaking([document, OTHER, NOTE], [NOTE]).tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize(("words", "leaks"), [(12, False), (13, True)])
-def test_half_of_a_note_makes_a_document_a_copy(words, leaks):
-    """12 of its words hold 5 of its 11 shingles, 13 words 6."""
-    assert find_leaking([f"{' '.join(WORDS[:words])} {OTHER}"], [OTHER[:40], NOTE]).tolist() == [leaks]
+@pytest.mark.parametrize("length", [16, 18, 24, 100])
+def test_half_of_a_note_makes_a_document_a_copy(length):
+    note = [f"mot{number}" for number in range(length)]
+    long = [f"rien{number}" for number in range(100)]
+    for words, leaks in ((length // 2 - 1, False), (length // 2, True)):
+        parts = (note[:words], note[-words:], note[3 : words + 3])
+        documents = [" ".join([*long, *part, *long]) for part in parts]
+        assert find_leaking(documents, [OTHER[:40], " ".join(note)]).tolist() == [leaks] * 3
+        # of the document likewise: a piece of a longer note, and words of its own
+        piece = " ".join([*note[:words], *(f"autre{number}" for number in range(length - words))])
+        assert find_leaking([piece], [" ".join(note) + f" {OTHER}" * 9]).tolist() == [leaks]
+
+
+@pytest.mark.parametrize("length", [17, 20, 24, 40])
+def test_a_copy_with_a_name_taken_out_is_one(length):
+    note = [f"mot{number}" for number in range(length)]
+    copy = [*note[: length // 2], "XXX", *note[length // 2 + 1 :]]
+    assert find_leaking([" ".join(copy)], [" ".join(note)]).all()
+
+
+def test_a_note_that_repeats_itself():
+    """Ten times the same nine words have no more shingles than twice."""
+    note = " ".join(WORDS[:9] * 10)
+    twice, once = (f"{OTHER} {' '.join(WORDS[:9] * times)} {OTHER}" for times in (2, 1))
+    assert find_leaking([twice, once], [note]).tolist() == [True, False]
 
 
 def test_other_accents_and_pieces_are_found():
@@ -94,6 +115,19 @@ def test_a_table_that_names_no_patients_is_told(tmp_path, caplog):
     assert corpus.names == [("7",), ()]
     (warning,) = caplog.messages
     assert "theirs.csv: no column who, so other letters of held-out patients are not known there" in warning
+
+
+def test_text_files_that_name_no_patients_are_told(tmp_path, caplog):
+    (tmp_path / "letters").mkdir()
+    for path in (tmp_path / "lines.txt", tmp_path / "letters" / "p7_1.txt"):
+        path.write_text("un texte", encoding="utf-8")
+    sources = [str(tmp_path / "lines.txt"), str(tmp_path / "letters")]
+    read_corpus(sources)
+    assert not caplog.messages
+    read_corpus(sources, group_column="who")
+    lines, letters = caplog.messages
+    assert "lines.txt: no line names its patient, so other letters" in lines
+    assert "letters: a file is taken for its patient's only one, so other letters" in letters
 
 
 def test_each_kind_of_source(tmp_path):
