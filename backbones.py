@@ -58,7 +58,8 @@ def encoder_fingerprint(backbone: Backbone) -> str:
     """Tells one encoder from another: by Hub id and revision, or by the content of a folder, which has no revision."""
     digest = hashlib.sha256()
     if is_local(backbone):
-        for path in sorted(path for path in Path(backbone.hub_id).iterdir() if path.is_file()):
+        files = [path for path in Path(backbone.hub_id).iterdir() if path.is_file() and path.name[0] != "."]  # a lock
+        for path in sorted(files):
             with open(path, "rb") as file:
                 digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     else:

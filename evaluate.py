@@ -34,6 +34,7 @@ if __name__ == "evaluate":
 else:
     import argparse
     import json
+    import re
     import shlex
 
     import numpy as np
@@ -61,6 +62,7 @@ SCHEMA_VERSION = 9
 TEXT, NUMBER, NUMBER_OR_NONE = str | None, int | float, int | float | None
 RUN = {"run_id": str, "dataset": str, "model": str, "head": TEXT, "tuning": TEXT, "train_size": int | None}
 PLAN = ["run_id", *CELL[1:]]
+ABSOLUTE = r"(?<![\w:/.~-])~?/(?:[^\s/]+/)+(?=[^\s/])"  # the folders of an absolute path
 FAILURE = {"run": RUN, "error": str}
 RESULT = {
     "run": RUN | dict.fromkeys(["seed", "order_seed", "split_seed", "fold", "num_folds", "num_seeds"], int),
@@ -83,6 +85,9 @@ RESULT = {
 }
 
 
+# Of the arguments of a run, those in which the seeds of one row may differ: where and in what order they were trained,
+# and what num_folds says.
+MAY_DIFFER = "data_seed world_size bf16 fp16 tf32 memory_gb folds repeats subgroup_columns".split()
 POINT = {"kept": str, "required": NUMBER} | dict.fromkeys(["threshold", "recall", "precision"], NUMBER_OR_NONE)
 ESTIMATE = {"runs": dict}
 ESTIMATE_OF_RUN = {"training_hours": NUMBER, "training_hours_an_epoch": NUMBER, "fitting_hours_a_fold": NUMBER}
@@ -114,7 +119,9 @@ def main() -> int:
 
     missing = find_missing(plans, pd.concat([results, failures]))
     cells = figures.in_paper_order(aggregate(results, failures, missing))
-    command = shlex.join(["python", "evaluate.py", *map(str, args.folders), "--output", str(args.output)])
+    # the report goes from hand to hand: it does not say where on this machine the runs are
+    folders = [str(folder) if not folder.is_absolute() else folder.name for folder in [*args.folders, args.output]]
+    command = shlex.join(["python", "evaluate.py", *folders[:-1], "--output", folders[-1]])
     command = f"{command} --average {args.average}"
     if args.price_per_hour is not None:
         command += f" --price_per_hour {args.price_per_hour:g}"
@@ -187,8 +194,13 @@ def read_files(folders: list[Path], name: str, read, damaged: list[str]) -> list
         try:
             records.append(read(path) | {"path": path})
         except ValueError as error:
-            damaged.append(f"{path}: {error}")
+            damaged.append(f"{within(path, folders)}: {error}")
     return records
+
+
+def within(path: Path, folders: list[Path]) -> Path:
+    """As a report names a file: by the folder that was given, without the way there."""
+    return next(folder.absolute().name / path.relative_to(folder) for folder in folders if path.is_relative_to(folder))
 
 
 def read_result(path: Path) -> dict:
@@ -214,6 +226,9 @@ def read_result(path: Path) -> dict:
         record["pretraining"] = record["pretraining"]["id"]
     sizes = [part["notes"] for part in record["splits"].values()]
     data_arguments = record.pop("data")  # those of tokens only where the model reads tokens
+    check_fields(content, {"arguments": {"model": dict, "training": dict}})
+    settings = content["arguments"]["model"] | data_arguments | content["arguments"]["training"]
+    record["settings"] = {name: value for name, value in settings.items() if name not in MAY_DIFFER}
     is_cut = data_arguments.get("long_notes") == "truncate"
     record |= {
         "cut_test_notes": record["splits"]["test"]["over_max_length"] if is_cut else 0,
@@ -226,7 +241,7 @@ def read_result(path: Path) -> dict:
 
 def read_failure(path: Path) -> dict:
     content = load_json(path, "failed", FAILURE)
-    run, reason = content["run"], " ".join(content["error"].split())
+    run, reason = content["run"], re.sub(ABSOLUTE, "", " ".join(content["error"].split()))
     return run | {"failed": f"{run['run_id']}: {reason}", "train_size": size_as_text(run["train_size"])}
 
 
@@ -241,7 +256,11 @@ def read_plan(path: Path) -> dict:
     for number, row in enumerate(rows, start=1):
         if len(row) != len(PLAN):
             raise ValueError(f"line {number} has {len(row)} fields, not {', '.join(PLAN)} with tabs between")
-    return {"runs": [dict(zip(PLAN, row, strict=True)) for row in rows]}
+    runs = [dict(zip(PLAN, row, strict=True)) for row in rows]
+    for run in runs:  # a folder by its name, as the results of its runs have it
+        if Path(run["model"]).is_absolute() or Path(run["model"]).is_dir():
+            run["model"] = Path(run["model"]).resolve().name
+    return {"runs": runs}
 
 
 def read_estimate(path: Path) -> dict:
@@ -301,6 +320,16 @@ def check_comparable(results: pd.DataFrame) -> None:
                 name = ", ".join(value for value in group.iloc[0][keys] if value != "-")
                 raise ValueError(
                     f"{problem} ({name}), report them apart: " + " | ".join(", ".join(names) for names in folders)
+                )
+    for _, group in results.groupby(CELL):
+        first, *others = group.itertuples()
+        for other in others:
+            differ = [name for name, value in other.settings.items() if first.settings.get(name) != value]
+            if differ or len(other.settings) != len(first.settings):
+                named = ", ".join(differ) or "one of them lacks some"
+                raise ValueError(
+                    f"different settings under one name ({named}), report them apart: {first.path.parent.parent} | "
+                    f"{other.path.parent.parent}"
                 )
 
 

@@ -72,7 +72,7 @@ def real_model(cell: pd.Series) -> str:
 
 def shown_model(cell: pd.Series) -> str:
     name = IN_HOUSE.get(cell.model, cell.model) if cell.stand_in_for == "-" else f"{cell.stand_in_for} (stand-in)"
-    return f"{name} (transductive: knows test text)" if cell.transductive else name
+    return f"{name} (transductive: test text not kept out)" if cell.transductive else name
 
 
 def cell_name(cell: pd.Series) -> str:

@@ -101,11 +101,13 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
     if is_scratch:
         what = f"a small Transformer trained from scratch ({run['model']})"
     if model["pretraining"] and not is_scratch:
-        what += "; the encoder was pretrained in-house"  # whether it read test notes is not known here
+        what += "; the encoder was pretrained in-house"
     elif model["pretraining"]:
         what = f"a small Transformer ({run['model']}), pretrained in-house"
         what += "" if model["transductive"] else " (for the figures below without the text of held-out notes)"
-    if model["transductive"]:
+    if model["transductive"] and model["pretraining"] and not model["pretraining"]["transductive"]:
+        what += "; nothing was kept out of the text it was pretrained on, so that its figures may flatter it"
+    elif model["transductive"]:
         what += "; it was pretrained on the text of its test notes too, so that its figures flatter it"
     if model["stand_in_for"]:
         what += f"; the encoder is a small stand-in for {model['stand_in_for']}, made for a demonstration"

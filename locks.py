@@ -29,7 +29,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise FolderError(
-            f"--output_dir {folder}: another train.py is at work there; wait for it, or choose another folder."
+            f"--output_dir {folder}: another run is at work there; wait for it, or choose another folder."
         ) from None
     except OSError as error:
         raise FolderError(

@@ -25,7 +25,7 @@ import math
 import shutil
 import sys
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -59,7 +59,7 @@ from backbones import (
 from callbacks import PretrainingLine, TrainingClock
 from corpus import Corpus, Removed, of_notes, read_corpus, remove_held_out
 from data import DataArguments, DataError, read_unlabeled
-from locks import alone_with
+from locks import FolderError, alone_with, only_run_in
 from machine import bfloat16_is_fast
 from muon import GOES_WITH, create_muon, layer_matrices
 from results import describe_environment, discard_foreign_checkpoints, last_complete_checkpoint, write_json
@@ -577,6 +577,7 @@ def train_masked_lm(
     checkpoint = last_complete_checkpoint(checkpoints)
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(checkpoints)
+    trainer_args.hub_token = None  # checkpoints hold the arguments
     masking = dict(pad_to_multiple_of=8)
     if arguments.whole_word_mask:  # a word is then always replaced by masks, and offsets cannot be padded
         masking = dict(whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0)
@@ -636,10 +637,11 @@ def train_masked_lm(
 def pretrain(arguments: PretrainArguments, training_args: TrainingArguments) -> dict:
     """The command: read the text, train, leave the model in `--output_dir`."""
     output = Path(training_args.output_dir)
-    with training_args.main_process_first(local=False):
-        if training_args.process_index == 0:
-            check_output(arguments, output)
-    return train_masked_lm(arguments, training_args, read_text(arguments), output)
+    with only_run_in(output) if training_args.process_index == 0 else nullcontext():
+        with training_args.main_process_first(local=False):
+            if training_args.process_index == 0:
+                check_output(arguments, output)
+        return train_masked_lm(arguments, training_args, read_text(arguments), output)
 
 
 def pretrain_in_house(
@@ -697,7 +699,7 @@ def main(argv: list[str] | None = None) -> int:
         transformers_logging.disable_progress_bar()
         pretrain(arguments, training_args)
         return 0
-    except (ArgumentError, DataError, BackboneError, OSError, torch.OutOfMemoryError) as error:
+    except (ArgumentError, DataError, BackboneError, FolderError, OSError, torch.OutOfMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
     except Exception as error:  # its message may quote a note: only the frames and the type are shown, as in train.py
         print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)

@@ -622,7 +622,8 @@ def left_out(cells: pd.DataFrame) -> list[str]:
     """A sentence on the models that are not compared because their figures flatter them, if there are any."""
     complete = cells[(cells.status == "complete") & (cells.train_size == "-")]
     names = [cell_name(cell) for _, cell in complete[~may_be_ranked(complete)].iterrows()]
-    return [f"Not compared, for knowing test text: {', '.join(names)}."] if names else []
+    why = "since test text was not kept out of their pretraining"
+    return [f"Not compared, {why}: {', '.join(names)}."] if names else []
 
 
 def times(hours: float, cheapest: float) -> str:

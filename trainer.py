@@ -439,6 +439,13 @@ def train_network(
         model_args, data_args, notes, split.train, folder / "tokenizer", main_first, pretrained
     )
     pretraining, pretraining_hours = read_pretraining(run, pretrained)
+    if pretraining is not None and pretrained is None and pretraining["removed"] is None:
+        described["transductive"] = True
+        logger.warning(
+            "  nothing was kept out of the text that %s was pretrained on: it counts as transductive, as if it knew "
+            "these notes; with --dataset, pretrain.py keeps validation and test notes out",
+            run.model_args.name,
+        )
     if training_args.device.type == "cpu":
         suit_cpu(model)
     collator = FeatureCollator(run.features) if frozen else WindowCollator(tokenizer)
@@ -457,6 +464,7 @@ def train_network(
     arguments = copy.copy(training_args)
     arguments.output_dir = str(folder)
     arguments.seed = seed
+    arguments.hub_token = None  # checkpoints hold the arguments
     arguments.push_to_hub = False  # the Trainer would push every checkpoint, pickles included: hub.py pushes the model
     arguments.metric_for_best_model = arguments.metric_for_best_model or SELECTION_METRIC[notes.task]
     arguments.greater_is_better = not arguments.metric_for_best_model.endswith("loss")

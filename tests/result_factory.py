@@ -35,7 +35,12 @@ def make_result(run_id="drbert-grn-frozen", fold=0, score=0.8, **changes) -> dic
             "fold": fold,
         }
         | {"split_seed": 0, "num_folds": 3, "num_seeds": 1, "dataset": "synthetic", "train_size": None},
-        "arguments": {"data": {"long_notes": "windows", "max_length": 256}},
+        "arguments": {
+            "model": {"dropout": 0.1, "memory_gb": None},
+            "data": {"long_notes": "windows", "max_length": 256},
+            "training": {"learning_rate": 1e-3, "data_seed": None},
+            "seed": 0,
+        },
         "data": {
             "fingerprint": "abc123",
             "task": task,

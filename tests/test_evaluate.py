@@ -137,14 +137,15 @@ def test_no_verdict_by_figures_that_flatter(runs, evaluate):
         write_result(runs, "knowing", fold, 0.99, run__head="linear", model__transductive=True)
     code, printed, _, rows = evaluate()
     assert code == 0 and len(rows) == 4 and "Deploy tfidf: " in printed and "of the 2 of 3 models" in printed
-    assert "Not compared, for knowing test text: drbert (transductive: knows test text) linear frozen." in printed
+    assert "Not compared, since test text was not kept out of their pretraining: drbert (transductive: " in printed
+    assert "not kept out) linear frozen." in printed
 
 
 def test_one_model_beside_one_that_knows_test_text(runs, evaluate):
     write_result(runs, "blind", run__num_folds=1)
     write_result(runs, "knowing", run__num_folds=1, run__head="linear", model__transductive=True)
     _, printed, _, _ = evaluate()
-    assert "No verdict" in printed and "Not compared, for knowing test text: drbert (transductive" in printed
+    assert "No verdict" in printed and "not kept out of their pretraining: drbert (transductive" in printed
 
 
 def test_a_data_set_without_a_result_has_no_place_in_the_others_way(runs, evaluate):
@@ -339,6 +340,35 @@ def test_different_runs_are_not_averaged(runs, evaluate, change):
     assert "different folds or backbones under one name (synthetic, drbert, grn, frozen)" in complaints
 
 
+def test_other_settings_are_not_averaged(runs, evaluate):
+    """Seeds that were added later have the settings of the others, wherever and in what order they were trained."""
+    write_result(runs, "one", run__num_folds=1)
+    elsewhere = {"arguments__training": {"learning_rate": 1e-3, "data_seed": 7}}
+    write_result(runs, "other", run__num_folds=1, run__seed=1, **elsewhere)
+    assert evaluate()[0] == 0
+    write_result(runs, "third", run__num_folds=1, run__seed=2, arguments__training={"learning_rate": 1.0})
+    code, _, complaints, _ = evaluate()
+    assert code == 1
+    assert "different settings under one name (learning_rate), report them apart: " in complaints
+    assert str(runs / "one") in complaints and str(runs / "third") in complaints
+
+
+def test_no_report_says_where_on_the_machine_the_runs_are(runs, evaluate):
+    encoder = runs.parent / "encoders" / "ours"
+    write_result(runs, "ours-linear-frozen", run__num_folds=1, run__model="ours", run__head="linear")
+    write_failure(runs, "ours-adapter-frozen", "ours", "adapter", error=f"{encoder}/config.json: no such file.")
+    heads = ("linear", "adapter", "grn")
+    plan = [f"ours-{head}-frozen\t{encoder}\t{head}\tfrozen\t-\n" for head in heads]
+    (runs / "plan.tsv").write_text("".join(plan))
+    (runs / "damaged").mkdir()
+    (runs / "damaged" / "result.json").write_text("{")
+    _, printed, _, rows = evaluate()
+    assert set(rows.model) == {"ours"} and rows.status.tolist().count("missing") == 1
+    assert "ours-adapter-frozen: config.json: no such file." in printed
+    for path in (runs.parent / "report").iterdir():
+        assert str(runs.parent).encode() not in path.read_bytes(), path.name
+
+
 def test_two_data_sets_are_two_tables(runs, evaluate):
     write_result(runs, "one", run__num_folds=1)
     write_result(runs, "other", run__num_folds=1, run__dataset="notes.csv", data__fingerprint="def456")
@@ -364,9 +394,9 @@ def test_damaged_file_is_named_and_left_out(runs, evaluate, content, problem):
     damaged.write_text(content)
     code, _, complaints, rows = evaluate()
     assert code == 1 and len(rows) == 1
-    assert f"left out: {damaged}: {problem}" in complaints
+    assert f"left out: runs/damaged/result.json: {problem}" in complaints
     assert "tousse" not in complaints
-    assert f"- {damaged}: {problem}" in (runs.parent / "report" / "results.md").read_text()
+    assert f"- runs/damaged/result.json: {problem}" in (runs.parent / "report" / "results.md").read_text()
 
 
 @pytest.mark.parametrize(

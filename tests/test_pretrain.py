@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelF
 import pretrain
 from backbones import find_backbone, load_config_and_tokenizer, longest_input
 from data import DataError
+from locks import only_run_in
 from tokenization import train_tokenizer
 
 SUBJECTS = ["L'enfant", "Le nourrisson", "La patiente", "Le garçon", "La fillette"]
@@ -112,7 +113,8 @@ def test_same_seed_same_weights(text_file, tmp_path):
 def test_what_is_left_behind(camembert, text_file):
     output, report = camembert
     files = {path.name for path in output.rglob("*") if path.is_file()}
-    assert files == {"config.json", "model.safetensors", "pretrain.json", "tokenizer.json", "tokenizer_config.json"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    assert files == {".lock", "config.json", "model.safetensors", "pretrain.json", *tokenizer}
     assert json.loads((output / "config.json").read_text())["stand_in_for"] == "camembert-bio"
     assert AutoModel.from_pretrained(output).config.stand_in_for == "camembert-bio"
     written = (output / "pretrain.json").read_text(encoding="utf-8")
@@ -377,3 +379,24 @@ def test_finished_model_is_not_replaced_by_accident(text_file, tmp_path, capsys)
     assert (tmp_path / "pretrain.json").is_file()  # nothing is lost by a command that is refused
     assert run("--architecture", "roberta", *options, "--overwrite") == 0
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "roberta"
+
+
+def test_one_run_in_a_folder(text_file, tmp_path, capsys):
+    output = tmp_path / "out"
+    with only_run_in(output):
+        assert run(*TINY, "--architecture", "bert", "--unlabeled", text_file, "--output_dir", output) == 1
+    assert f"--output_dir {output}: another run is at work there; wait for it, or" in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == [".lock"]
+
+
+def test_no_token_in_a_checkpoint(text_file, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrain, "write_json", killed)
+    monkeypatch.setattr(pretrain.shutil, "rmtree", lambda *_, **__: None)
+    options = ["--architecture", "bert", "--hub_token", SECRET, "--max_steps", "2"]
+    with pytest.raises(KeyboardInterrupt):
+        run(*TINY, *options, "--unlabeled", text_file, "--output_dir", tmp_path / "out")
+    saved = list((tmp_path / "out" / "checkpoints").glob("*/training_args.bin"))
+    assert saved and not any(SECRET.encode() in path.read_bytes() for path in saved)

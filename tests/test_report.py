@@ -86,7 +86,7 @@ def test_pretraining_in_house_is_named_marked_and_paid_for(runs, make_report):
     text = (make_report() / "results.md").read_text()
     once, own = markdown_rows(text, "## synthetic")
     assert once["Model"] == "transformer (pretrained in-house)"
-    assert own["Model"] == "moe-transformer (pretrained in-house) (transductive: knows test text)"
+    assert own["Model"] == "moe-transformer (pretrained in-house) (transductive: test text not kept out)"
     assert (once["Pretraining hours (shared)"], own["Pretraining hours (shared)"]) == ("1", "2")
     once, own = markdown_rows(text, "### What it costs")
     assert (once["Hours, alone"], once["Hours, shared"]) == ("1.5", "1")  # half an hour of training, one of two sizes
@@ -127,7 +127,7 @@ def test_what_knows_test_text_is_not_called_best(runs, make_report):
 
 
 def test_who_read_only_the_beginning_of_notes_is_told(runs, make_report):
-    cut = {"arguments": {"data": {"long_notes": "truncate", "max_length": 256}}}
+    cut = {"arguments__data": {"long_notes": "truncate", "max_length": 256}}
     write_run(runs, "tfidf", scores=(0.7, 0.8))
     write_run(runs, "drbert", "grn", "frozen", scores=(0.8, 0.9), **cut)  # two of twenty test notes
     text = (make_report() / "results.md").read_text()
@@ -212,7 +212,7 @@ def test_markdown_says_what_was_run(runs, make_report):
     assert f"- Hardware: {machine}, GPU: a card / {machine}, GPU: none" in text
     assert "- Git commit: 0123456789ab, 0123456789ab (with uncommitted changes)" in text
     assert "- Packages: torch 2.12.0, torch 2.13.0" in text
-    assert f"python evaluate.py {runs} --output {runs.parent / 'report'} --average weighted" in text
+    assert "python evaluate.py runs --output report --average weighted" in text  # as if called from where they are
     assert report.STAND_INS not in text
 
 

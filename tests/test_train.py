@@ -202,14 +202,14 @@ def test_the_model_for_use_of_a_single_split_knows_no_test_note_either(notes_fil
 
 def test_pretraining_once_on_unlabeled_text_or_knowingly_on_all(notes_file, tmp_path, capsys):
     further = tmp_path / "further.txt"
-    further.write_text("\n".join(invent_notes(40, seed=5)["text"].str.replace("Note", "Lettre")), encoding="utf-8")
+    further.write_text("\n".join(invent_notes(80, seed=5)["text"].str.replace("Note", "Lettre")), encoding="utf-8")
     more = ("--pretrain_on", "unlabeled", "--keep_model", "False")
     assert train.main(pretrained(notes_file, tmp_path / "none", *more)) == 1
     assert "--pretrain_on unlabeled: give the text with --unlabeled" in capsys.readouterr().err
     assert train.main(pretrained(notes_file, tmp_path / "once", *more, "--unlabeled", str(further))) == 0
     facts = [read(tmp_path / "once" / f"fold-{fold}")["model"]["pretraining"] for fold in (0, 1)]
     assert facts[0] == facts[1] and facts[0]["training_notes"] == 0
-    assert facts[0]["documents"] + facts[0]["removed"]["by_content"] == 40  # the invented letters are much alike
+    assert facts[0]["documents"] + facts[0]["removed"]["by_content"] == 80  # the invented letters are much alike
     assert facts[0]["documents"] > 30
 
     assert train.main(pretrained(notes_file, tmp_path / "all", "--transductive", "True")) == 0
@@ -220,7 +220,7 @@ def test_pretraining_once_on_unlabeled_text_or_knowingly_on_all(notes_file, tmp_
     assert "flatter it" in (tmp_path / "all" / "model" / "README.md").read_text()
 
 
-def test_an_encoder_pretrained_here_costs_its_hours(notes_file, tmp_path, capsys):
+def test_an_encoder_pretrained_here_costs_its_hours(notes_file, tmp_path, capsys, caplog):
     tiny = "--hidden_size 16 --num_hidden_layers 1 --intermediate_size 32 --vocab_size 400 --max_length 32"
     for name, more in (("ours", []), ("stand-in", ["--stand_in_for", "drbert"])):
         options = [*tiny.split(), *more, "--max_steps", "2", "--use_cpu", "--output_dir", str(tmp_path / name)]
@@ -229,9 +229,11 @@ def test_an_encoder_pretrained_here_costs_its_hours(notes_file, tmp_path, capsys
         assert train.main([*arguments(notes_file, tmp_path / f"{name}-run")[2:], *run]) == 0
     ours, stand_in = (read(tmp_path / f"{name}-run" / "fold-0") for name in ("ours", "stand-in"))
     assert ours["cost"]["pretraining_hours"] > 0 and ours["model"]["pretraining"]["documents"] > 0
+    assert ours["model"]["transductive"] and not stand_in["model"]["transductive"]  # it has read the test notes
+    assert "nothing was kept out of the text that ours was pretrained on" in caplog.text
     assert stand_in["cost"]["pretraining_hours"] == 0 and stand_in["model"]["pretraining"] is None
     card = (tmp_path / "ours-run" / "model" / "README.md").read_text()
-    assert "the encoder was pretrained in-house" in card and "held-out" not in card
+    assert "the encoder was pretrained in-house; nothing was kept out of the text" in card and "may flatter it" in card
     assert "pretrained on the text of" in card and "of the notes among them" not in card
 
     report = tmp_path / "ours" / "pretrain.json"
@@ -328,7 +330,7 @@ def test_a_folder_that_cannot_be_used_is_one_line(notes_file, tmp_path, capsys):
     run = tmp_path / "run"
     with only_run_in(run):
         assert train.main(arguments(notes_file, run)) == 1
-    assert f"--output_dir {run}: another train.py is at work there; wait for it, or" in capsys.readouterr().err
+    assert f"--output_dir {run}: another run is at work there; wait for it, or" in capsys.readouterr().err
     assert [path.name for path in run.iterdir()] == [".lock"]  # nothing that would say that the other one failed
     assert train.main(arguments(notes_file, notes_file / "run")) == 1
     assert "run: cannot be written (Not a directory); choose another folder." in capsys.readouterr().err
@@ -398,6 +400,7 @@ def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys):
         assert train.main(arguments(notes_file, output, *of_encoder, "--tuning", tuning)) == 0
         result = read(output / "fold-0")
         assert result["model"]["kind"] == "pretrained" and result["cost"]["epochs"] == 1
+        assert not result["model"]["transductive"]  # --dataset kept its notes out
     assert train.main(arguments(notes_file, tmp_path / "pushed", *of_encoder, "--push_to_hub")) == 1
     assert "push one of --model transformer-pretrained" in capsys.readouterr().err
     # another one in the same folder: a fold that was trained on the first does not count for it
