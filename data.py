@@ -42,6 +42,10 @@ class DataError(ValueError):
     """The notes cannot be used as asked; the message is one line for the user and carries no note text."""
 
 
+class NoNotesError(DataError):
+    """There is no such file or folder: whatever was asked, it was nothing that a run could be of."""
+
+
 @dataclass
 class DataArguments:
     """Which notes, and how they are split."""
@@ -315,7 +319,7 @@ def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[
         _name_places({file.name: frame for file, frame in zip(files, frames.values(), strict=True)})
     else:
         if path.suffix.lower() in READERS or source.startswith((".", "/", "~")):
-            raise DataError(f"--dataset {source}: no such file or folder.")
+            raise NoNotesError(f"--dataset {source}: no such file or folder.")
         try:
             loaded = load_dataset(source, arguments.dataset_config, revision=arguments.dataset_revision)
         except Exception as error:  # every way in which a remote data set can fail: offline, unknown, gated, a script

@@ -63,8 +63,9 @@ class Speed:
     features: float = 0.0  # a note, in the encoder's one pass over the corpus
     pretraining: float = 0.0  # a token, of a model pretrained in-house
 
-    def epoch(self, split: Split) -> float:
-        return self.training * len(split.train) + self.evaluation * len(split.validation) + self.saving
+    def epoch(self, split: Split, every: int = 1) -> float:
+        """Of a training that looks at validation, and saves, after every so many epochs."""
+        return self.training * len(split.train) + (self.evaluation * len(split.validation) + self.saving) / every
 
 
 class PhaseClock(TrainerCallback):
@@ -166,8 +167,9 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
         if arguments.max_steps > 0:
             batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
             epochs = arguments.max_steps * batch / np.mean([len(split.train) for split in splits])
+        every = max(1, round(epochs / arguments.num_train_epochs))  # with --min_steps
         epochs *= run.model_args.ensemble
-        an_epoch = sum(speed.epoch(split) for split in splits)
+        an_epoch = sum(speed.epoch(split, every) for split in splits)
         fitting = sum(speed.fitting * len(split.train) for split in splits)
         training = (epochs * an_epoch + fitting) * len(run.model_args.seeds)
     predicted = sum(len(split.validation) + len(split.test) for split in splits) * len(run.model_args.seeds)

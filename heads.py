@@ -286,14 +286,17 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
                 not run and `input_ids` are not needed.
 
         Returns:
-            logits (notes, num_labels), and the unweighted loss when labels are given.
+            logits (notes, num_labels), and the unweighted loss when labels are given; in training of an encoder with
+            experts (scratch_model.py) also their weighted `auxiliary_loss`, which is not part of `loss`.
         """
         if attention_mask is None:
             rows_and_tokens = (input_ids if hidden_states is None else hidden_states).shape[:2]
             attention_mask = torch.ones(rows_and_tokens, dtype=torch.long, device=self.device)
+        auxiliary_loss = None
         if hidden_states is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tuning != "frozen"):
-                hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+                encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+            hidden_states, auxiliary_loss = encoded.last_hidden_state, encoded.get("auxiliary_loss")
         if not torch.is_autocast_enabled(hidden_states.device.type):
             hidden_states = hidden_states.to(self.classifier.weight.dtype)
         pooled = self.head(hidden_states, attention_mask, self.pool(attention_mask))  # (rows, H)
@@ -305,7 +308,10 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        output = SequenceClassifierOutput(loss=loss, logits=logits)
+        if auxiliary_loss is not None and self.config.tuning != "frozen":
+            output["auxiliary_loss"] = auxiliary_loss
+        return output
 
 
 def attention_projections(model: EncoderWithHeadForSequenceClassification) -> list[str]:

@@ -194,7 +194,9 @@ def push_model(folder: Path, repo: str, private: bool | None, token: str | None,
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         # The card was written before the repository had its name: it names the folder.
         card = folder / "README.md"
-        text = re.sub(r'from_pretrained\("[^"]*"', f'from_pretrained("{repo_id}"', card.read_text(encoding="utf-8"))
+        where = f'from_pretrained("{repo_id}"' + ("" if revision is None else f', revision="{revision}"')
+        named = r'from_pretrained\("[^"]*"(, revision="[^"]*")?'  # by this pushing or one before
+        text = re.sub(named, lambda _: where, card.read_text(encoding="utf-8"))
         card.write_text(text, encoding="utf-8")
         commit = api.upload_folder(
             repo_id=repo_id,

@@ -145,6 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     transformers_logging.disable_progress_bar()
     try:
+        if arguments.batch_size < 1:
+            raise DataError(f"--batch_size {arguments.batch_size}: give 1 or more.")
         if os.path.exists(arguments.output):
             raise DataError(f"--output {arguments.output}: exists already; choose another file.")
         folder = Path(arguments.output).absolute().parent

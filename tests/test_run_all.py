@@ -44,6 +44,12 @@ def test_plan_of_the_paper(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_blanks_after_the_commas():
+    lists = ("--models", "tfidf, drbert", "--heads", "grn, linear", "--tuning", "frozen, lora")
+    plan = run_all("--demo", "--dry-run", *lists, "--train-sizes", "100, full").stdout.splitlines()
+    assert plan[0].startswith("10 runs on") and plan[-1].startswith("drbert-linear-lora\tdrbert\tlinear\tlora\t-")
+
+
 def test_filters_and_the_hours_beforehand(notes_file, tmp_path):
     # fmt: off
     some = run_all(
@@ -171,6 +177,7 @@ def test_mistakes_are_one_line():
         (["--train-sizes", "100,all"], "--train-sizes all: give numbers of notes, or full"),
         (["--folds"], "--folds needs a value"),
         (["--average", "mean"], "--average mean: choose from macro"),
+        (["--price-per-hour", "0,5"], "--price-per-hour 0,5: give what an hour costs, as 0.5"),
         (["--train-size", "100"], "--train_size is for train.py; the grid has --train-sizes"),
         (["--output-dir=x"], "--output_dir is for train.py; the grid has --models, --heads and --output"),
         (["--models", "tfidf", "--train-sizes", "50,50"], "two runs would be in the folder tfidf-n50: give each"),

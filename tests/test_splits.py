@@ -112,6 +112,19 @@ def test_identical_texts_never_cross(seed, grouped):
             assert sum(len(set(groups[part])) for _, part in split.parts()) == len(set(groups))
 
 
+def test_a_text_that_many_patients_share_is_told(caplog):
+    """It joins them all, and no split cuts what is joined."""
+    groups = np.arange(400) // 4
+    texts = ["RAS" if row % 8 == 0 else f"note {row}" for row in range(400)]
+    draw(make_notes(np.arange(400) % 2, groups, texts), folds=5)
+    (warning,) = [message for message in caplog.messages if "cannot be parted" in message]
+    assert "200 of the 400 notes cannot be parted, which is more than one of 5 parts: they are of 50 groups" in warning
+    assert "and 50 of them repeat a text" in warning and "RAS" not in warning
+    caplog.clear()
+    draw(make_notes(np.arange(400) % 2, groups), folds=5)
+    assert not caplog.messages
+
+
 def test_seed_of_the_splits():
     notes = patients(0)
     assert rows(draw(notes, split_seed=3)) == rows(draw(notes, split_seed=3))

@@ -495,6 +495,12 @@ def test_a_users_mistake_is_one_clear_line(notes_file, tmp_path, capsys, change,
     assert message in error and "Traceback" not in error and "  File " not in error
 
 
+def test_notes_that_are_not_there_are_no_failed_run(tmp_path, capsys):
+    """Else every later report of the folder would have a data set of the name that was mistyped."""
+    assert train.main(arguments(tmp_path / "nots.csv", tmp_path / "run")) == 1
+    assert "no such file or folder" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_failure_is_left_on_disk_until_the_run_succeeds(notes_file, tmp_path, monkeypatch):
     output = tmp_path / "run"
     assert train.main(arguments(notes_file, output, "--text_column", "note")) == 1

@@ -179,9 +179,19 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
         ("--model camembert-bio --muon_learning_rate 0.001", "camembert-bio-grn-frozen is no small Transformer"),
         ("--model transformer --muon_learning_rate -1", "--muon_learning_rate -1: give 0, for none, or more"),
         ("--model transformer-pretrained --optim sgd", "give one of these, or --muon_learning_rate 0"),
+        ("--model transformer --dropout 1", "--dropout 1: give 0, or more but less than 1"),
+        ("--model transformer --word_dropout 2", "--word_dropout 2: give 0, or more but less than 1"),
+        ("--model transformer --memory_gb 0", "--memory_gb 0: give more than 0"),
+        ("--model transformer --learning_rate -1", "--learning_rate -1: give more than 0"),
+        ("--model transformer --early_stopping_patience -1", "--early_stopping_patience -1: give 0 or more"),
+        ("--model drbert --lora_r 0", "--lora_r 0: give 1 or more"),
+        ("--model drbert --head_size -4", "--head_size -4: give 0 or more"),
+        ("--model tfidf --per_device_train_batch_size 0", "--per_device_train_batch_size 0: give 1 or more"),
+        ("--model transformer --gradient_checkpointing True", "--gradient_checkpointing: transformer has none"),
+        ("--model transformer --resume_from_checkpoint x", "--resume_from_checkpoint: a run goes on by itself"),
     ],
 )
-def test_what_muon_cannot_train_is_refused(notes_file, options, message):
+def test_what_cannot_be_is_refused_before_a_note_is_read(notes_file, options, message):
     with pytest.raises(ArgumentError, match=message):
         parse_arguments(["--dataset", str(notes_file), *options.split()])
 
