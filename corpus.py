@@ -28,7 +28,7 @@ from data import READERS, DataArguments, DataError, Notes, read_unlabeled
 logger = logging.getLogger(__name__)
 
 SHINGLE_WORDS = 8
-LEAKING_SHARE = 0.5  # of a note's words: so many in a row make a document a copy of it (ours)
+LEAKING_SHARE = 0.5  # of a note's words: a run of so many makes a document a copy of it (ours)
 
 
 @dataclass

@@ -242,7 +242,8 @@ def read_result(path: Path) -> dict:
 def read_failure(path: Path) -> dict:
     content = load_json(path, "failed", FAILURE)
     run, reason = content["run"], re.sub(ABSOLUTE, "", " ".join(content["error"].split()))
-    return run | {"failed": f"{run['run_id']}: {reason}", "train_size": size_as_text(run["train_size"])}
+    size, name = size_as_text(run["train_size"]), model_name(run["model"])
+    return run | {"model": name, "failed": f"{run['run_id']}: {reason}", "train_size": size}
 
 
 def size_as_text(train_size: int | None) -> str:
@@ -257,10 +258,13 @@ def read_plan(path: Path) -> dict:
         if len(row) != len(PLAN):
             raise ValueError(f"line {number} has {len(row)} fields, not {', '.join(PLAN)} with tabs between")
     runs = [dict(zip(PLAN, row, strict=True)) for row in rows]
-    for run in runs:  # a folder by its name, as the results of its runs have it
-        if Path(run["model"]).is_absolute() or Path(run["model"]).is_dir():
-            run["model"] = Path(run["model"]).resolve().name
-    return {"runs": runs}
+    return {"runs": [run | {"model": model_name(run["model"])} for run in runs]}
+
+
+def model_name(model: str) -> str:
+    """A folder by its name, as results have it, also one that is no longer there."""
+    path = Path(model).expanduser()
+    return path.absolute().name if path.is_absolute() or path.is_dir() else model
 
 
 def read_estimate(path: Path) -> dict:

@@ -125,18 +125,20 @@ def _draw_validation(
 
 def _report_large_groups(notes: Notes, parts: int):
     """Of notes that cannot be parted more than a part should have: texts that many patients share join them all."""
-    size = np.bincount(_joined_groups(notes))
-    joined = np.flatnonzero(_joined_groups(notes) == size.argmax())
-    if len(joined) > len(notes) / parts:
-        whose = "one text" if notes.groups is None else f"{len(set(notes.groups[joined]))} groups"
-        texts = pd.Series(_same_text(notes)[joined])
-        again = int(texts.duplicated(keep=False).sum())
-        logger.warning(
-            "%d of the %d notes cannot be parted, which is more than one of %d parts: they are of %s, and %d of them "
-            "repeat a text, which joins those who share it. The parts are of unequal size; leave out notes that say "
-            "nothing, as 'unchanged'.",
-            len(joined), len(notes), parts, whose, again,
-        )  # fmt: skip
+    groups = _joined_groups(notes)
+    joined = np.flatnonzero(groups == np.bincount(groups).argmax())
+    if len(joined) <= len(notes) / parts:
+        return
+    patients = 1 if notes.groups is None else len(set(notes.groups[joined]))
+    why, remedy = "they have one text" if notes.groups is None else "they are of one group", ""
+    if patients > 1:
+        repeated = int(pd.Series(_same_text(notes)[joined]).duplicated(keep=False).sum())
+        why = f"they are of {patients} groups, which {repeated} notes with the text of another join"
+        remedy = "; leave out notes that say nothing, as 'unchanged'"
+    logger.warning(
+        "%d of the %d notes cannot be parted, which is more than one of %d parts: %s. Parts are of unequal size%s.",
+        len(joined), len(notes), parts, why, remedy,
+    )  # fmt: skip
 
 
 def draw_splits(notes: Notes, arguments: DataArguments) -> list[Split]:

@@ -102,6 +102,10 @@ DECISIVE = (
     "metric_for_best_model"
 ).split()
 
+# The arguments of the model that cannot.
+NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only country_iso_code".split()
+OF_TOKENS = ("max_length", "long_notes", "window_stride")
+OF_PRETRAINING = ("unlabeled", "pretrain_on", "pretraining_tokens", "transductive")  # of models pretrained in-house
 RANGES = [  # of arguments, and how to say so
     (
         "lora_r per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps",
@@ -116,11 +120,6 @@ RANGES = [  # of arguments, and how to say so
     ("learning_rate num_train_epochs pretraining_tokens memory_gb", lambda number: number > 0, "more than 0"),
     ("dropout word_dropout", lambda share: 0 <= share < 1, "0, or more but less than 1"),
 ]
-
-# The arguments of the model that cannot.
-NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only country_iso_code".split()
-OF_TOKENS = ("max_length", "long_notes", "window_stride")
-OF_PRETRAINING = ("unlabeled", "pretrain_on", "pretraining_tokens", "transductive")  # of models pretrained in-house
 
 SPEED_NOTES, SPEED_SECONDS = 64, 5.0  # what a model's speed in use is measured on, at most (ours)
 NOT_MEASURED = {"one_core_notes_per_second": None, "model_megabytes": None}

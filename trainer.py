@@ -439,13 +439,17 @@ def train_network(
         model_args, data_args, notes, split.train, folder / "tokenizer", main_first, pretrained
     )
     pretraining, pretraining_hours = read_pretraining(run, pretrained)
-    if pretraining is not None and pretrained is None and pretraining["removed"] is None:
-        described["transductive"] = True
-        logger.warning(
-            "  nothing was kept out of the text that %s was pretrained on: it counts as transductive, as if it knew "
-            "these notes; with --dataset, pretrain.py keeps validation and test notes out",
-            run.model_args.name,
-        )
+    if pretraining is not None and pretrained is None and not described["transductive"]:
+        why = "nothing was kept out of the text" if pretraining["removed"] is None else ""
+        if pretraining["training_notes"] and notes.given_splits is None:
+            why = "training notes of given splits, which are not used here, are in the text"
+        if why:
+            described["transductive"] = True
+            logger.warning(
+                "  %s that %s was pretrained on: it counts as transductive, as if it knew these notes; with --dataset "
+                "and the same splits, pretrain.py keeps them out",
+                why, run.model_args.name,
+            )  # fmt: skip
     if training_args.device.type == "cpu":
         suit_cpu(model)
     collator = FeatureCollator(run.features) if frozen else WindowCollator(tokenizer)

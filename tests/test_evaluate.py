@@ -356,7 +356,7 @@ def test_other_settings_are_not_averaged(runs, evaluate):
 def test_no_report_says_where_on_the_machine_the_runs_are(runs, evaluate):
     encoder = runs.parent / "encoders" / "ours"
     write_result(runs, "ours-linear-frozen", run__num_folds=1, run__model="ours", run__head="linear")
-    write_failure(runs, "ours-adapter-frozen", "ours", "adapter", error=f"{encoder}/config.json: no such file.")
+    write_failure(runs, "ours-adapter-frozen", str(encoder), "adapter", error=f"{encoder}/config.json: no such file.")
     heads = ("linear", "adapter", "grn")
     plan = [f"ours-{head}-frozen\t{encoder}\t{head}\tfrozen\t-\n" for head in heads]
     (runs / "plan.tsv").write_text("".join(plan))

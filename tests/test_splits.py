@@ -119,10 +119,12 @@ def test_a_text_that_many_patients_share_is_told(caplog):
     draw(make_notes(np.arange(400) % 2, groups, texts), folds=5)
     (warning,) = [message for message in caplog.messages if "cannot be parted" in message]
     assert "200 of the 400 notes cannot be parted, which is more than one of 5 parts: they are of 50 groups" in warning
-    assert "and 50 of them repeat a text" in warning and "RAS" not in warning
+    assert "which 50 notes with the text of another join" in warning and "RAS" not in warning
     caplog.clear()
     draw(make_notes(np.arange(400) % 2, groups), folds=5)
     assert not caplog.messages
+    draw(make_notes(np.arange(400) % 2, np.maximum(np.arange(400), 100)), folds=5)
+    assert "101 of the 400 notes cannot be parted" in caplog.text and "they are of one group. Parts" in caplog.text
 
 
 def test_seed_of_the_splits():

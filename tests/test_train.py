@@ -401,6 +401,17 @@ def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys):
         result = read(output / "fold-0")
         assert result["model"]["kind"] == "pretrained" and result["cost"]["epochs"] == 1
         assert not result["model"]["transductive"]  # --dataset kept its notes out
+    # with given splits their training notes are in the text, which other splits then test on
+    split = pd.read_csv(notes_file).assign(split=["train"] * 30 + ["validation"] * 30 + ["test"] * 30)
+    split.to_csv(notes_file, index=False)
+    given = [*text[:4], "--output_dir", str(tmp_path / "given"), *small, "--max_steps", "2"]
+    assert pretrain.main(given) == 0
+    of_given = [*of_encoder, "--model", str(tmp_path / "given"), "--keep_model", "False"]
+    for splits, knows in (("split", False), ("none", True)):
+        output = tmp_path / f"by-{splits}"
+        assert train.main(arguments(notes_file, output, *of_given, "--split_column", splits)) == 0
+        assert read(output / "fold-0")["model"]["transductive"] == knows
+    split.drop(columns="split").to_csv(notes_file, index=False)
     assert train.main(arguments(notes_file, tmp_path / "pushed", *of_encoder, "--push_to_hub")) == 1
     assert "push one of --model transformer-pretrained" in capsys.readouterr().err
     # another one in the same folder: a fold that was trained on the first does not count for it
