@@ -17,7 +17,6 @@ from splits import Split
 from train import parse_arguments
 from trainer import Run
 
-SMALL_BATCHES = ("--per_device_train_batch_size", "15")
 SPEED = Speed(training=2.0, evaluation=0.5, saving=10.0, setting_up=100.0, features=0.25)
 SPLITS = [Split(np.arange(60), np.arange(60, 80), np.arange(80, 90))] * 3
 
@@ -46,7 +45,8 @@ def test_each_cost_grows_with_what_it_grows_with(a_run):
 
 def test_many_short_epochs_are_looked_at_as_rarely_as_few_long_ones(a_run):
     """With --min_steps: 60 notes are four steps, and of 40 epochs every tenth is evaluated and saved."""
-    run = a_run("--model", "transformer", *"--num_train_epochs 4 --min_steps 160".split(), *SMALL_BATCHES)
+    steps = "--num_train_epochs 4 --min_steps 160 --per_device_train_batch_size 15"
+    run = a_run("--model", "transformer", *steps.split())
     known = estimate(run, SPLITS, SPEED, 0)
     assert known["epochs"] == 40
     assert known["training_hours"] == pytest.approx(3 * (40 * 60 * 2.0 + 4 * (20 * 0.5 + 10.0)) / 3600)

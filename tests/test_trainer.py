@@ -196,6 +196,14 @@ def test_what_cannot_be_is_refused_before_a_note_is_read(notes_file, options, me
         parse_arguments(["--dataset", str(notes_file), *options.split()])
 
 
+def test_no_token_in_a_checkpoint(notes_file, tmp_path):
+    run, split = run_for(notes_file, tmp_path, *"--hub_token hf_secret --num_train_epochs 1".split())
+    train_network(run, split, 0, tmp_path / "checkpoints")
+    saved = list((tmp_path / "checkpoints").glob("*/training_args.bin"))
+    assert saved and not any(b"hf_secret" in path.read_bytes() for path in saved)
+    assert run.training_args.hub_token == "hf_secret"  # which the model will be pushed with
+
+
 def test_batches_are_of_like_length_and_come_in_any_order(tmp_path):
     arguments = TrainingArguments(
         output_dir=str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=2
