@@ -285,6 +285,7 @@ class PretrainingText:
     training_notes: int  # of the labelled corpus, copies of each other included
     removed: Removed | None  # None: there was nothing to keep out, or nobody asked for it
     transductive: bool = False  # held-out notes are in it, knowingly
+    kept_out: str | None = None  # the fingerprint of the notes that were to be kept out, where there were any
 
     def describe(self) -> dict:
         """As result files have it: counts, and a hash of the text."""
@@ -293,6 +294,7 @@ class PretrainingText:
             "training_notes": self.training_notes,
             "removed": None if self.removed is None else asdict(self.removed),
             "transductive": self.transductive,
+            "kept_out": self.kept_out,
             "text": self.corpus.fingerprint(),
         }
 
@@ -319,8 +321,9 @@ def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transduct
             f"{len(corpus)} different documents to pretrain on; at least {MIN_DOCUMENTS} are needed (left out: "
             f"{removed}): give more --unlabeled text."
         )
-    checked = len(held_out) > 0 and not transductive
-    return PretrainingText(corpus, len(training), removed if checked else None, transductive)
+    if transductive or not len(held_out):
+        return PretrainingText(corpus, len(training), None, transductive)
+    return PretrainingText(corpus, len(training), removed, kept_out=held_out.fingerprint())
 
 
 def read_text(arguments: PretrainArguments) -> PretrainingText:
@@ -448,6 +451,14 @@ def build_new(arguments: PretrainArguments, corpus: Corpus) -> tuple[PreTrainedM
     return AutoModelForMaskedLM.from_config(config, dtype=torch.float32), tokenizer
 
 
+def also_kept_out(arguments: PretrainArguments, kept_out: str | None) -> str | None:
+    """`kept_out`, unless the encoder to go on from was pretrained here with other notes kept out, or none."""
+    report = Path(find_backbone(arguments.model, arguments.model_revision).hub_id) / REPORT_FILE
+    if not report.is_file():  # another's encoder
+        return kept_out
+    return kept_out if json.loads(report.read_text(encoding="utf-8")).get("kept_out") == kept_out else None
+
+
 def load_existing(arguments: PretrainArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The encoder and tokenizer of `--model`; lowers `arguments.max_length` to what the encoder takes."""
     arguments.model_revision = resolve_commit(find_backbone(arguments.model, arguments.model_revision))
@@ -563,6 +574,8 @@ def train_masked_lm(
     set_seed(training_args.seed)  # before the model exists
     model, tokenizer = build_new(arguments, train) if arguments.model is None else load_existing(arguments)
     used = {"arguments": settings["arguments"] | {"max_length": arguments.max_length}}
+    if arguments.model is not None:
+        used["kept_out"] = also_kept_out(arguments, text.kept_out)
     if arguments.stand_in_for is not None:
         model.config.stand_in_for = arguments.stand_in_for
     if text.transductive:
@@ -680,7 +693,7 @@ def pretrain_in_house(
 
 def describe_pretraining(name: str, report: dict) -> dict:
     """What a result file says of the pretraining of its model; `report` is what pretrain.json holds."""
-    facts = ("documents", "training_notes", "removed", "transductive", "tokens", "held_out")
+    facts = ("documents", "training_notes", "removed", "kept_out", "transductive", "tokens", "held_out")
     return {"id": name, **{name: report[name] for name in facts}}
 
 

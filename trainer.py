@@ -263,6 +263,23 @@ class Run:
         # the processes of a data loader may not touch a GPU
         return features if self.training_args.dataloader_num_workers else features.near(self.training_args.device)
 
+    @cached_property
+    def not_kept_out(self) -> bool:
+        """Whether a given encoder was pretrained here, and the text of these held-out notes not kept from it."""
+        pretraining, _ = read_pretraining(self, None)
+        if pretraining is None:
+            return False
+        every = np.ones(len(self.notes), dtype=bool)
+        held_out = [every] if self.notes.given_splits is None else [every, self.notes.given_splits != "train"]
+        if pretraining["kept_out"] in [of_notes(self.notes, np.flatnonzero(rows)).fingerprint() for rows in held_out]:
+            return False
+        logger.warning(
+            "  %s kept out of the text that %s was pretrained on: it counts as transductive, as if it knew the "
+            "held-out notes; given the same --dataset, splits and columns, pretrain.py keeps them out",
+            "nothing was" if pretraining["kept_out"] is None else "other notes than these were", self.model_args.name,
+        )  # fmt: skip
+        return True
+
     def pretrain(self, split: Split) -> Path | None:
         """The folder of the model pretrained in-house for this split, made or found; None for other models."""
         model_args, data_args, notes = self.model_args, self.data_args, self.notes
@@ -439,17 +456,8 @@ def train_network(
         model_args, data_args, notes, split.train, folder / "tokenizer", main_first, pretrained
     )
     pretraining, pretraining_hours = read_pretraining(run, pretrained)
-    if pretraining is not None and pretrained is None and not described["transductive"]:
-        why = "nothing was kept out of the text" if pretraining["removed"] is None else ""
-        if pretraining["training_notes"] and notes.given_splits is None:
-            why = "training notes of given splits, which are not used here, are in the text"
-        if why:
-            described["transductive"] = True
-            logger.warning(
-                "  %s that %s was pretrained on: it counts as transductive, as if it knew these notes; with --dataset "
-                "and the same splits, pretrain.py keeps them out",
-                why, run.model_args.name,
-            )  # fmt: skip
+    if pretrained is None:
+        described["transductive"] |= run.not_kept_out
     if training_args.device.type == "cpu":
         suit_cpu(model)
     collator = FeatureCollator(run.features) if frozen else WindowCollator(tokenizer)

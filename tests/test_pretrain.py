@@ -280,6 +280,25 @@ def test_notes_without_splits_are_all_held_out(tmp_path, capsys):
     assert report["removed"] == {"by_name": 0, "by_content": 121, "copies": 0}
 
 
+def test_what_was_kept_out_stays_so_when_pretraining_goes_on(tmp_path):
+    """Of an encoder pretrained here with the same notes kept out; on any other, nobody knows."""
+    rows = [f"{text},{part}" for text, part in zip(invent_texts(), ["train", "validation", "test"] * 40, strict=False)]
+    notes, others = tmp_path / "notes.csv", tmp_path / "others.txt"
+    notes.write_text("\n".join(["text,split", *rows]), encoding="utf-8")
+    others.write_text("\n".join(f"Autre texte, le numéro {n}." for n in range(30)), encoding="utf-8")
+
+    def kept_out(name, *options):
+        assert run(*options, "--output_dir", tmp_path / name, "--max_steps", 1, "--use_cpu") == 0
+        return json.loads((tmp_path / name / "pretrain.json").read_text(encoding="utf-8"))["kept_out"]
+
+    checked = kept_out("checked", "--architecture", "bert", *TINY, "--dataset", notes)
+    assert checked is not None
+    assert kept_out("unchecked", "--architecture", "bert", *TINY, "--unlabeled", others) is None
+    assert kept_out("on", "--model", tmp_path / "checked", "--dataset", notes) == checked
+    assert kept_out("on-unchecked", "--model", tmp_path / "unchecked", "--dataset", notes) is None
+    assert kept_out("on-all", "--model", tmp_path / "checked", "--dataset", notes, "--transductive") is None
+
+
 def test_notes_without_a_validation_part_are_refused(tmp_path, capsys):
     """train.py would draw one from the training part, which the model knows by then."""
     notes = tmp_path / "notes.csv"

@@ -233,7 +233,7 @@ def test_an_encoder_pretrained_here_costs_its_hours(notes_file, tmp_path, capsys
     assert "nothing was kept out of the text that ours was pretrained on" in caplog.text
     assert stand_in["cost"]["pretraining_hours"] == 0 and stand_in["model"]["pretraining"] is None
     card = (tmp_path / "ours-run" / "model" / "README.md").read_text()
-    assert "the encoder was pretrained in-house; nothing was kept out of the text" in card and "may flatter it" in card
+    assert "the encoder was pretrained in-house; the test notes were not kept out" in card and "may flatter it" in card
     assert "pretrained on the text of" in card and "of the notes among them" not in card
 
     report = tmp_path / "ours" / "pretrain.json"
@@ -387,7 +387,7 @@ def test_seeds_that_are_added_later_leave_finished_folds_where_they_are(notes_fi
     assert finished == ["fold-0", "fold-1", "seed-1/fold-0", "seed-1/fold-1"]
 
 
-def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys):
+def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys, caplog):
     """What pretrain.py makes: it takes every tuning, but is not pushed, since its code would be missing there."""
     encoder = tmp_path / "small"
     text = ["--dataset", str(notes_file), "--unlabeled", "synthetic:60", "--split_column", "none", "--output_dir"]
@@ -406,11 +406,20 @@ def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys):
     split.to_csv(notes_file, index=False)
     given = [*text[:4], "--output_dir", str(tmp_path / "given"), *small, "--max_steps", "2"]
     assert pretrain.main(given) == 0
-    of_given = [*of_encoder, "--model", str(tmp_path / "given"), "--keep_model", "False"]
-    for splits, knows in (("split", False), ("none", True)):
-        output = tmp_path / f"by-{splits}"
-        assert train.main(arguments(notes_file, output, *of_given, "--split_column", splits)) == 0
-        assert read(output / "fold-0")["model"]["transductive"] == knows
+    of_given = [*of_encoder, "--model", str(tmp_path / "given"), "--tuning", "frozen", "--keep_model", "False"]
+
+    def given_knows(case, *more):
+        assert train.main(arguments(notes_file, tmp_path / case, *of_given, *more)) == 0
+        return read(tmp_path / case / "fold-0")["model"]["transductive"]
+
+    assert not given_knows("by its splits")
+    assert given_knows("by others", "--split_column", "none")
+    # what was kept out were other notes than those of today
+    for one, knows in (("validation", False), ("train", True)):
+        exchanged = split.split.replace({one: "test", "test": one})
+        split.assign(split=exchanged).to_csv(notes_file, index=False)
+        assert given_knows(f"test exchanged with {one}") == knows
+    assert "other notes than these were kept out of the text that given was pretrained on" in caplog.text
     split.drop(columns="split").to_csv(notes_file, index=False)
     assert train.main(arguments(notes_file, tmp_path / "pushed", *of_encoder, "--push_to_hub")) == 1
     assert "push one of --model transformer-pretrained" in capsys.readouterr().err
