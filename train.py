@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments, get_scheduler
 
 import hub
 from backbones import BackboneError
@@ -113,7 +113,7 @@ RANGES = [  # of arguments, and how to say so
         "1 or more",
     ),
     (
-        "head_size early_stopping_patience min_steps dataloader_num_workers",
+        "head_size early_stopping_patience min_steps dataloader_num_workers muon_learning_rate",
         lambda number: number >= 0,
         "0 or more",
     ),
@@ -155,6 +155,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     if model_args.seeds is None:
         model_args.seeds = [training_args.seed]
     check_numbers(model_args, training_args)
+    check_schedule(training_args)
     if len(set(model_args.seeds)) < len(model_args.seeds):
         raise ArgumentError(f"--seeds {' '.join(map(str, model_args.seeds))}: give each seed once.")
     refuse_several_gpus(training_args)
@@ -204,11 +205,19 @@ def check_numbers(model_args: ModelArguments, training_args: TrainingArguments):
         )
 
 
+def check_schedule(training_args: TrainingArguments):
+    """Whether the learning rate's schedule has the arguments of its own that it needs, before the notes are read."""
+    name = training_args.lr_scheduler_type.value
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training_args.learning_rate)
+    try:
+        get_scheduler(name, optimizer, 0, 1, training_args.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"--lr_scheduler_type {name}: {error}; --lr_scheduler_kwargs takes JSON.") from error
+
+
 def check_muon(model_args: ModelArguments, training_args: TrainingArguments):
     """Whether Muon can train what it is asked to."""
     rate = model_args.muon_learning_rate
-    if not rate >= 0:
-        raise ArgumentError(f"--muon_learning_rate {rate:g}: give 0, for none, or more.")
     if rate and model_args.kind not in ("scratch", "in-house"):
         raise ArgumentError(f"--muon_learning_rate: {model_args.run_id} is no small Transformer.")
     if rate and training_args.optim not in GOES_WITH:

@@ -177,7 +177,9 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
     ("options", "message"),
     [
         ("--model camembert-bio --muon_learning_rate 0.001", "camembert-bio-grn-frozen is no small Transformer"),
-        ("--model transformer --muon_learning_rate -1", "--muon_learning_rate -1: give 0, for none, or more"),
+        ("--model transformer --muon_learning_rate -1", "--muon_learning_rate -1: give 0 or more"),
+        ("--model transformer --lr_scheduler_type cosine_with_min_lr", "cosine_with_min_lr: One of min_lr or"),
+        ("--model drbert --lr_scheduler_type warmup_stable_decay", "num_decay_steps.; --lr_scheduler_kwargs takes"),
         ("--model transformer-pretrained --optim sgd", "give one of these, or --muon_learning_rate 0"),
         ("--model transformer --dropout 1", "--dropout 1: give 0, or more but less than 1"),
         ("--model transformer --word_dropout 2", "--word_dropout 2: give 0, or more but less than 1"),
@@ -194,6 +196,12 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
 def test_what_cannot_be_is_refused_before_a_note_is_read(notes_file, options, message):
     with pytest.raises(ArgumentError, match=message):
         parse_arguments(["--dataset", str(notes_file), *options.split()])
+
+
+def test_schedules_with_arguments_of_their_own(notes_file):
+    given = ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 0.0001}']
+    _, _, training_args = parse_arguments(["--model", "tfidf", "--dataset", str(notes_file), *given])
+    assert training_args.lr_scheduler_kwargs == {"min_lr": 0.0001}
 
 
 def test_no_token_in_a_checkpoint(notes_file, tmp_path):
