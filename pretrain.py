@@ -107,7 +107,8 @@ RECIPES = {
 }
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # Of a small Transformer that is pretrained: wider than one that has only the labels to learn from, and with so many
-# tokens to predict that it learns more from a step than it misses of their neighbours (ours; docs/few-labels.md).
+# tokens to predict that it learns more from a step than it misses of their neighbours (ours; what was measured is in
+# docs/few-labels-measurements.md).
 SMALL = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=1024)
 SMALL |= dict(vocab_size=8000, max_length=128, mlm_probability=0.4)
 PATIENCE = 3  # evaluations without a lower held-out loss before pretraining stops (ours)

@@ -58,6 +58,14 @@ def test_files_of_the_readme_exist_and_all_scripts_are_listed():
         assert (ROOT / name).exists(), name
 
 
+def test_links_lead_somewhere():
+    pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8"))]
+    assert len(links) > 5
+    for page, link in links:
+        assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
 def test_every_module_has_its_test_file():
     modules = {path.stem for path in ROOT.glob("*.py")}
     assert modules == {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")} - {
