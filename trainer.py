@@ -265,9 +265,9 @@ class Run:
 
     @cached_property
     def not_kept_out(self) -> bool:
-        """Whether a given encoder was pretrained here, and the text of these held-out notes not kept from it."""
+        """Whether a given encoder was pretrained here and may know these held-out notes, without its saying so."""
         pretraining, _ = read_pretraining(self, None)
-        if pretraining is None:
+        if pretraining is None or pretraining["transductive"]:
             return False
         every = np.ones(len(self.notes), dtype=bool)
         held_out = [every] if self.notes.given_splits is None else [every, self.notes.given_splits != "train"]
