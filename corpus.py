@@ -59,6 +59,11 @@ class Corpus:
             digest.update(json.dumps([text, group]).encode())  # the vocabulary depends on whose the documents are
         return digest.hexdigest()
 
+    def identity(self) -> str:
+        """Which documents these are, by text and all names, in whatever order."""
+        documents = sorted(json.dumps(document) for document in zip(self.texts, self.names, strict=True))
+        return blake2b("\n".join(documents).encode(), digest_size=8).hexdigest()
+
 
 def of_notes(notes: Notes, rows: np.ndarray) -> Corpus:
     """These notes of a checked corpus, as documents."""

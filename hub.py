@@ -106,7 +106,7 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         what = f"a small Transformer ({run['model']}), pretrained in-house"
         what += "" if model["transductive"] else " (for the figures below without the text of held-out notes)"
     if model["transductive"] and model["pretraining"] and not model["pretraining"]["transductive"]:
-        what += "; the test notes were not kept out of the text it was pretrained on: its figures may flatter it"
+        what += "; nothing shows that its test notes were kept from its pretraining: its figures may flatter it"
     elif model["transductive"]:
         what += "; it was pretrained on the text of its test notes too, so that its figures flatter it"
     if model["stand_in_for"]:

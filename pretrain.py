@@ -43,6 +43,7 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainingArguments,
+    get_scheduler,
     set_seed,
 )
 from transformers.utils import logging as transformers_logging
@@ -115,8 +116,8 @@ PATIENCE = 3  # evaluations without a lower held-out loss before pretraining sto
 # The training arguments that go into pretrain.json, and that an interrupted run must share to be resumed.
 DECISIVE = (
     "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps "
-    "lr_scheduler_type optim weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm bf16 fp16 tf32 seed "
-    "world_size"
+    "lr_scheduler_type lr_scheduler_kwargs optim weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
+    "bf16 fp16 tf32 seed world_size"
 ).split()
 
 
@@ -261,6 +262,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
             "one of these, or --muon False."
         )
     refuse_several_gpus(training_args)
+    check_schedule(training_args)
     if training_args.push_to_hub:
         raise ArgumentError("--push_to_hub: an encoder trained on notes may remember them; pretrain.py pushes none.")
     return arguments, training_args
@@ -275,6 +277,16 @@ def refuse_several_gpus(training_args: TrainingArguments):
         )
 
 
+def check_schedule(training_args: TrainingArguments):
+    """Whether the learning rate's schedule has the arguments of its own that it needs, before any text is read."""
+    name = training_args.lr_scheduler_type.value
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training_args.learning_rate)
+    try:
+        get_scheduler(name, optimizer, 0, 1, training_args.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"--lr_scheduler_type {name}: {error}; --lr_scheduler_kwargs takes JSON.") from error
+
+
 # ---- text ----------------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +298,7 @@ class PretrainingText:
     training_notes: int  # of the labelled corpus, copies of each other included
     removed: Removed | None  # None: there was nothing to keep out, or nobody asked for it
     transductive: bool = False  # held-out notes are in it, knowingly
-    kept_out: str | None = None  # the fingerprint of the notes that were to be kept out, where there were any
+    kept_out: str | None = None  # which notes were to be kept out (`Corpus.identity`), where there were any
 
     def describe(self) -> dict:
         """As result files have it: counts, and a hash of the text."""
@@ -295,7 +307,6 @@ class PretrainingText:
             "training_notes": self.training_notes,
             "removed": None if self.removed is None else asdict(self.removed),
             "transductive": self.transductive,
-            "kept_out": self.kept_out,
             "text": self.corpus.fingerprint(),
         }
 
@@ -324,7 +335,7 @@ def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transduct
         )
     if transductive or not len(held_out):
         return PretrainingText(corpus, len(training), None, transductive)
-    return PretrainingText(corpus, len(training), removed, kept_out=held_out.fingerprint())
+    return PretrainingText(corpus, len(training), removed, kept_out=held_out.identity())
 
 
 def read_text(arguments: PretrainArguments) -> PretrainingText:
@@ -453,11 +464,25 @@ def build_new(arguments: PretrainArguments, corpus: Corpus) -> tuple[PreTrainedM
 
 
 def also_kept_out(arguments: PretrainArguments, kept_out: str | None) -> str | None:
-    """`kept_out`, unless the encoder to go on from was pretrained here with other notes kept out, or none."""
+    """`kept_out`, unless the encoder to go on from was pretrained here with other notes kept out, or none.
+
+    Raises:
+        ArgumentError: its report is not one that this script writes.
+    """
     report = Path(find_backbone(arguments.model, arguments.model_revision).hub_id) / REPORT_FILE
-    if not report.is_file():  # another's encoder
+    if kept_out is None or not report.is_file():  # another's encoder
         return kept_out
-    return kept_out if json.loads(report.read_text(encoding="utf-8")).get("kept_out") == kept_out else None
+    try:
+        of_source = json.loads(report.read_text(encoding="utf-8")).get("kept_out")
+    except (ValueError, AttributeError) as error:
+        raise ArgumentError(f"{report} is not one that pretrain.py writes; pretrain that encoder anew.") from error
+    if of_source == kept_out:
+        return kept_out
+    logger.warning(
+        "  %s was pretrained without these held-out notes kept out: what is made of it will count as transductive",
+        arguments.model,
+    )
+    return None
 
 
 def load_existing(arguments: PretrainArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -575,8 +600,7 @@ def train_masked_lm(
     set_seed(training_args.seed)  # before the model exists
     model, tokenizer = build_new(arguments, train) if arguments.model is None else load_existing(arguments)
     used = {"arguments": settings["arguments"] | {"max_length": arguments.max_length}}
-    if arguments.model is not None:
-        used["kept_out"] = also_kept_out(arguments, text.kept_out)
+    used["kept_out"] = text.kept_out if arguments.model is None else also_kept_out(arguments, text.kept_out)
     if arguments.stand_in_for is not None:
         model.config.stand_in_for = arguments.stand_in_for
     if text.transductive:
@@ -694,8 +718,9 @@ def pretrain_in_house(
 
 def describe_pretraining(name: str, report: dict) -> dict:
     """What a result file says of the pretraining of its model; `report` is what pretrain.json holds."""
-    facts = ("documents", "training_notes", "removed", "kept_out", "transductive", "tokens", "held_out")
-    return {"id": name, **{name: report[name] for name in facts}}
+    facts = ("documents", "training_notes", "removed", "transductive", "tokens", "held_out")
+    # (which notes were kept out an encoder of before does not say)
+    return {"id": name, **{name: report[name] for name in facts}, "kept_out": report.get("kept_out")}
 
 
 def main(argv: list[str] | None = None) -> int:

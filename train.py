@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from transformers import HfArgumentParser, TrainingArguments, get_scheduler
+from transformers import HfArgumentParser, TrainingArguments
 
 import hub
 from backbones import BackboneError
@@ -43,7 +43,7 @@ from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from muon import GOES_WITH
-from pretrain import ArgumentError, refuse_several_gpus
+from pretrain import ArgumentError, check_schedule, refuse_several_gpus
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
@@ -72,7 +72,7 @@ RECIPES = {
     "in-house": dict(learning_rate=1e-4, num_train_epochs=4, per_device_train_batch_size=16, warmup_steps=0.1),
     "baseline": dict(),
 }
-# Likewise of the other arguments, for models pretrained in-house; docs/few-labels.md has what was measured.
+# Likewise of the other arguments, for models pretrained in-house; docs/few-labels.md says what they gain.
 OF_IN_HOUSE = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True, min_steps=1200, long_notes="windows")
 OF_IN_HOUSE |= dict(muon_learning_rate=4e-4)
 COMMON_RECIPE = dict(
@@ -203,16 +203,6 @@ def check_numbers(model_args: ModelArguments, training_args: TrainingArguments):
         raise ArgumentError(
             f"--gradient_checkpointing: {model_args.run_id} has none; --memory_gb makes batches smaller."
         )
-
-
-def check_schedule(training_args: TrainingArguments):
-    """Whether the learning rate's schedule has the arguments of its own that it needs, before the notes are read."""
-    name = training_args.lr_scheduler_type.value
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=training_args.learning_rate)
-    try:
-        get_scheduler(name, optimizer, 0, 1, training_args.lr_scheduler_kwargs)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"--lr_scheduler_type {name}: {error}; --lr_scheduler_kwargs takes JSON.") from error
 
 
 def check_muon(model_args: ModelArguments, training_args: TrainingArguments):
@@ -487,7 +477,9 @@ def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on:
         )
         if trained.model["kind"] != "baseline":
             more_hours = trained.cost["training_hours"] if once_more else 0.0
-            if trained.model["pretraining"] not in [result["model"]["pretraining"] for result in fold_results]:
+            if trained.model["pretraining"] and trained.model["pretraining"]["id"] not in [
+                result["model"]["pretraining"]["id"] for result in fold_results
+            ]:
                 more_hours += trained.cost["pretraining_hours"]
             repo = training_args.hub_model_id or output.name
             hub.write_model_card(partial, fold_results, trained_on, repo, more_hours)

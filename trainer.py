@@ -265,19 +265,23 @@ class Run:
 
     @cached_property
     def not_kept_out(self) -> bool:
-        """Whether a given encoder was pretrained here and may know these held-out notes, without its saying so."""
+        """Whether a given encoder was pretrained here, and nothing shows that these held-out notes were kept from it.
+
+        One that was made with --transductive says so itself, in its configuration.
+        """
         pretraining, _ = read_pretraining(self, None)
         if pretraining is None or pretraining["transductive"]:
             return False
-        every = np.ones(len(self.notes), dtype=bool)
-        held_out = [every] if self.notes.given_splits is None else [every, self.notes.given_splits != "train"]
-        if pretraining["kept_out"] in [of_notes(self.notes, np.flatnonzero(rows)).fingerprint() for rows in held_out]:
+        held_out, given = [np.arange(len(self.notes))], self.notes.given_splits
+        if given is not None and "validation" in given:  # else it is drawn from notes that the encoder may have read
+            held_out.append(np.flatnonzero(given != "train"))
+        if pretraining["kept_out"] in [of_notes(self.notes, rows).identity() for rows in held_out]:
             return False
         logger.warning(
-            "  %s kept out of the text that %s was pretrained on: it counts as transductive, as if it knew the "
-            "held-out notes; given the same --dataset, splits and columns, pretrain.py keeps them out",
-            "nothing was" if pretraining["kept_out"] is None else "other notes than these were", self.model_args.name,
-        )  # fmt: skip
+            "  nothing shows that the held-out notes were kept out of the text that %s was pretrained on: it counts "
+            "as transductive; one that pretrain.py makes anew, from the same --dataset, splits and columns, does not",
+            self.model_args.name,
+        )
         return True
 
     def pretrain(self, split: Split) -> Path | None:

@@ -280,7 +280,7 @@ def test_notes_without_splits_are_all_held_out(tmp_path, capsys):
     assert report["removed"] == {"by_name": 0, "by_content": 121, "copies": 0}
 
 
-def test_what_was_kept_out_stays_so_when_pretraining_goes_on(tmp_path):
+def test_what_was_kept_out_stays_so_when_pretraining_goes_on(tmp_path, caplog):
     """Of an encoder pretrained here with the same notes kept out; on any other, nobody knows."""
     rows = [f"{text},{part}" for text, part in zip(invent_texts(), ["train", "validation", "test"] * 40, strict=False)]
     notes, others = tmp_path / "notes.csv", tmp_path / "others.txt"
@@ -296,6 +296,7 @@ def test_what_was_kept_out_stays_so_when_pretraining_goes_on(tmp_path):
     assert kept_out("unchecked", "--architecture", "bert", *TINY, "--unlabeled", others) is None
     assert kept_out("on", "--model", tmp_path / "checked", "--dataset", notes) == checked
     assert kept_out("on-unchecked", "--model", tmp_path / "unchecked", "--dataset", notes) is None
+    assert "what is made of it will count as transductive" in caplog.text
     assert kept_out("on-all", "--model", tmp_path / "checked", "--dataset", notes, "--transductive") is None
 
 
@@ -372,6 +373,10 @@ def test_copies_count_once(tmp_path):
         ),
         ("--architecture bert --unlabeled a.txt --mlm_probability 15", "a fraction between 0 and 1"),
         ("--architecture bert --unlabeled a.txt --push_to_hub", "--push_to_hub"),
+        (
+            "--architecture bert --unlabeled a.txt --lr_scheduler_type cosine_with_min_lr",
+            "One of min_lr or min_lr_rate",
+        ),
         ("--architecture transformer --unlabeled a.txt --optim adafactor", "adamw_torch_fused; give one of these, or"),
         ("--model drbert --unlabeled a.txt --vocab_size 9", "--vocab_size: an existing encoder keeps"),
         ("--model ./no-such-folder --unlabeled {text}", "no-such-folder"),

@@ -230,10 +230,10 @@ def test_an_encoder_pretrained_here_costs_its_hours(notes_file, tmp_path, capsys
     ours, stand_in = (read(tmp_path / f"{name}-run" / "fold-0") for name in ("ours", "stand-in"))
     assert ours["cost"]["pretraining_hours"] > 0 and ours["model"]["pretraining"]["documents"] > 0
     assert ours["model"]["transductive"] and not stand_in["model"]["transductive"]  # it has read the test notes
-    assert "nothing was kept out of the text that ours was pretrained on" in caplog.text
+    assert "were kept out of the text that ours was pretrained on: it counts as transductive" in caplog.text
     assert stand_in["cost"]["pretraining_hours"] == 0 and stand_in["model"]["pretraining"] is None
     card = (tmp_path / "ours-run" / "model" / "README.md").read_text()
-    assert "the encoder was pretrained in-house; the test notes were not kept out" in card and "may flatter it" in card
+    assert "pretrained in-house; nothing shows that its test notes" in card and "may flatter it" in card
     assert "pretrained on the text of" in card and "of the notes among them" not in card
 
     report = tmp_path / "ours" / "pretrain.json"
@@ -419,7 +419,11 @@ def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys, caplog)
         exchanged = split.split.replace({one: "test", "test": one})
         split.assign(split=exchanged).to_csv(notes_file, index=False)
         assert given_knows(f"test exchanged with {one}") == knows
-    assert "other notes than these were kept out of the text that given was pretrained on" in caplog.text
+    assert "kept out of the text that given was pretrained on" in caplog.text
+    caplog.clear()
+    split.sample(frac=1, random_state=0).to_csv(notes_file, index=False)
+    assert not given_knows("in another order")
+    assert "was pretrained on" not in caplog.text
     split.drop(columns="split").to_csv(notes_file, index=False)
     assert train.main(arguments(notes_file, tmp_path / "pushed", *of_encoder, "--push_to_hub")) == 1
     assert "push one of --model transformer-pretrained" in capsys.readouterr().err
