@@ -152,6 +152,12 @@ class PretrainArguments:
             "is pretrained on; without given splits none of them, since each is in some fold's test part."
         },
     )
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of --dataset, if it is of the Hub."}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Commit or tag of --dataset, if it is of the Hub."}
+    )
     transductive: bool = field(
         default=False,
         metadata={"help": "Pretrain on the text of held-out notes too; the model is then marked in every table."},
@@ -207,6 +213,8 @@ class PretrainArguments:
             self.muon = self.architecture in SCRATCH_MODELS
         if not self.unlabeled and self.dataset is None:
             raise ArgumentError("Give --unlabeled, --dataset or both: text to pretrain on, notes as for train.py.")
+        if self.dataset is None and (self.dataset_config or self.dataset_revision):
+            raise ArgumentError("--dataset_config and --dataset_revision are of --dataset; give it too.")
         if self.architecture is None:
             unused = ["tokenizer", "vocab_size", "min_word_documents", *SIZES]
             given = [f"--{f.name}" for f in fields(self) if f.name in unused and getattr(self, f.name) != f.default]
@@ -347,6 +355,8 @@ def read_text(arguments: PretrainArguments) -> PretrainingText:
         notes = read_unlabeled(
             DataArguments(
                 dataset=arguments.dataset,
+                dataset_config=arguments.dataset_config,
+                dataset_revision=arguments.dataset_revision,
                 text_column=arguments.text_column,
                 group_column=arguments.group_column,
                 id_column=arguments.id_column,

@@ -306,6 +306,8 @@ class Run:
         arguments = PretrainArguments(
             architecture=PRETRAINED_HERE[model_args.model],
             dataset=data_args.dataset,
+            dataset_config=data_args.dataset_config,
+            dataset_revision=data_args.dataset_revision,
             unlabeled=model_args.unlabeled,
             group_column=data_args.group_column,
             transductive=model_args.transductive,

@@ -4,11 +4,13 @@ import json
 import random
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
+import data
 import pretrain
 from backbones import find_backbone, load_config_and_tokenizer, longest_input
 from data import DataError
@@ -300,6 +302,30 @@ def test_what_was_kept_out_stays_so_when_pretraining_goes_on(tmp_path, caplog):
     assert kept_out("on-all", "--model", tmp_path / "checked", "--dataset", notes, "--transductive") is None
 
 
+def test_dataset_of_the_hub(tmp_path, monkeypatch):
+    """Which of its configurations and which commit of it is meant, goes to the library and into the report."""
+    rows = [{"text": text} for text in invent_texts()]
+    parts = datasets.DatasetDict(
+        {
+            part: datasets.Dataset.from_list(rows[start::3])
+            for start, part in enumerate(("train", "validation", "test"))
+        }
+    )
+    asked = []
+
+    def load_dataset(name, config, revision):
+        asked.append((name, config, revision))
+        return parts
+
+    monkeypatch.setattr(data, "load_dataset", load_dataset)
+    options = ("--dataset", "nobody/notes", "--dataset_config", "french", "--dataset_revision", "v2")
+    assert run("--architecture", "bert", *TINY, *options, "--max_steps", 1, "--output_dir", tmp_path) == 0
+    assert asked == [("nobody/notes", "french", "v2")]
+    report = json.loads((tmp_path / "pretrain.json").read_text(encoding="utf-8"))
+    assert report["training_notes"] == len(parts["train"])
+    assert (report["arguments"]["dataset_config"], report["arguments"]["dataset_revision"]) == ("french", "v2")
+
+
 def test_notes_without_a_validation_part_are_refused(tmp_path, capsys):
     """train.py would draw one from the training part, which the model knows by then."""
     notes = tmp_path / "notes.csv"
@@ -367,6 +393,11 @@ def test_copies_count_once(tmp_path):
         ("--architecture bert --unlabeled a.txt --hidden_size 100 --num_attention_heads 3", "must be a multiple of"),
         ("--architecture bert --unlabeled no-such-file.txt", "no-such-file.txt cannot be opened"),
         ("--architecture bert --dataset no-such-file.csv", "no-such-file.csv: no such file"),
+        (
+            "--architecture bert --unlabeled {text} --dataset_config a",
+            "--dataset_config and --dataset_revision are of",
+        ),
+        ("--architecture bert --dataset synthetic:40 --dataset_revision a", "are for data sets of the Hub; synthetic"),
         (
             "--architecture bert --dataset synthetic:40 --group_column pateint",
             "--group_column pateint: no such column",
