@@ -382,6 +382,11 @@ def read_text(arguments: PretrainArguments) -> PretrainingText:
             is_training = notes.given_splits == "train"
         training, held_out = (of_notes(notes, np.flatnonzero(rows)) for rows in (is_training, ~is_training))
         logger.info("%s: %d training notes, %d held out", arguments.dataset, len(training), len(held_out))
+    elif arguments.stand_in_for is None:
+        logger.warning(
+            "no --dataset: no notes are kept out of the text, and what train.py makes of this encoder will count as "
+            "transductive; give the notes that it is meant for"
+        )
     return gather_text(training, held_out, unlabeled, arguments.transductive)
 
 

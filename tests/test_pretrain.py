@@ -295,7 +295,9 @@ def test_what_was_kept_out_stays_so_when_pretraining_goes_on(tmp_path, caplog):
 
     checked = kept_out("checked", "--architecture", "bert", *TINY, "--dataset", notes)
     assert checked is not None
+    assert "no --dataset" not in caplog.text
     assert kept_out("unchecked", "--architecture", "bert", *TINY, "--unlabeled", others) is None
+    assert "no --dataset: no notes are kept out of the text" in caplog.text
     assert kept_out("on", "--model", tmp_path / "checked", "--dataset", notes) == checked
     assert kept_out("on-unchecked", "--model", tmp_path / "unchecked", "--dataset", notes) is None
     assert "what is made of it will count as transductive" in caplog.text
