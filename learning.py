@@ -22,23 +22,18 @@ def curves(cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
-def crossing(curve: pd.DataFrame, reference: pd.DataFrame, score: str) -> float | None:
-    """The number of training notes from which on a curve lies above another, None if it does not in the end.
+def crossings(curve: pd.DataFrame, reference: pd.DataFrame, score: str) -> tuple[bool, list[float]]:
+    """Whether a curve lies above another at the smallest size that both have, and the numbers of training notes at
+    which that changes.
 
-    0 where it lies above from the smallest size that both have. Between two sizes, the difference of the scores is
-    taken as linear in the logarithm of the notes.
+    Between two sizes, the difference of the scores is taken as linear in the logarithm of the notes.
     """
     both = curve.merge(reference, on="train_size", suffixes=("", "_of_reference"))
-    ahead = (both[f"{score}_mean"] - both[f"{score}_mean_of_reference"]).to_numpy()
+    gap = (both[f"{score}_mean"] - both[f"{score}_mean_of_reference"]).to_numpy()
     notes = np.log(both.train_notes.to_numpy())
-    if len(both) < 2 or ahead[-1] <= 0:
-        return None
-    behind = np.flatnonzero(ahead <= 0)
-    if not len(behind):
-        return 0.0
-    last = behind[-1]
-    share = -ahead[last] / (ahead[last + 1] - ahead[last])
-    return float(np.exp(notes[last] + share * (notes[last + 1] - notes[last])))
+    before = np.flatnonzero(np.diff(gap > 0))  # the place of the size before each change
+    share = gap[before] / (gap[before] - gap[before + 1])
+    return bool(gap[0] > 0), np.exp(notes[before] + share * (notes[before + 1] - notes[before])).tolist()
 
 
 def gain_of_doubling(curve: pd.DataFrame, score: str) -> float:
@@ -61,17 +56,19 @@ def describe_crossings(cells: pd.DataFrame, average: str) -> list[str]:
         common = curve[curve.train_size.isin(found[reference].train_size)]
         if len(common) < 2:
             continue  # nothing to compare between
-        notes = crossing(curve, found[reference], f"f1_{average}")
-        lost = crossing(found[reference], curve, f"f1_{average}")  # from where on the reference is ahead
+        leads, changes = crossings(curve, found[reference], f"f1_{average}")
         smallest, largest = common.train_notes.iloc[0], common.train_notes.iloc[-1]
-        if notes is None and lost:
-            sentences.append(
-                f"{name} is ahead of {reference} below about {lost:,.0f} training notes, and behind above."
-            )
-        elif notes is None:
-            sentences.append(f"{name} does not pass {reference} with up to {largest:,.0f} training notes.")
-        elif notes == 0:
-            sentences.append(f"{name} is ahead of {reference} from {smallest:,.0f} training notes on.")
+        about = ", ".join(f"{notes:,.0f}" for notes in changes)
+        if not changes:
+            sentence = f"does not pass {reference} with up to {largest:,.0f} training notes"
+            if leads:
+                sentence = f"is ahead of {reference} from {smallest:,.0f} training notes on"
+        elif len(changes) > 1:
+            ahead = "ahead" if leads else "not ahead"
+            sentence = f"is {ahead} of {reference} with {smallest:,.0f} training notes, which changes at about {about}"
+        elif leads:
+            sentence = f"is ahead of {reference} below about {about} training notes, and no longer above"
         else:
-            sentences.append(f"{name} needs about {notes:,.0f} training notes to pass {reference}.")
+            sentence = f"needs about {about} training notes to pass {reference}"
+        sentences.append(f"{name} {sentence}.")
     return sentences

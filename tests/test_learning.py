@@ -5,7 +5,7 @@ import pytest
 from report_helpers import aggregated
 from result_factory import write_result
 
-from learning import crossing, curves, describe_crossings, gain_of_doubling
+from learning import crossings, curves, describe_crossings, gain_of_doubling
 
 
 @pytest.fixture
@@ -22,12 +22,17 @@ def curve(**scores):
 
 def test_curves_cross_where_the_differences_do_in_the_logarithm_of_notes():
     reference = curve(n100=0.80, n1000=0.85, n10000=0.90)
-    assert crossing(curve(n100=0.70, n1000=0.95, n10000=0.99), reference, "f1") == pytest.approx(100 * 10**0.5)
-    assert crossing(curve(n100=0.79, n1000=0.80, n10000=0.90001), reference, "f1") == pytest.approx(10000, rel=0.01)
-    assert crossing(curve(n100=0.81, n1000=0.86, n10000=0.91), reference, "f1") == 0
-    assert crossing(curve(n100=0.90, n1000=0.86, n10000=0.89), reference, "f1") is None
-    # ahead, behind, ahead for good: only the last crossing counts
-    assert crossing(curve(n100=0.90, n1000=0.80, n10000=0.95), reference, "f1") == pytest.approx(1000 * 10**0.5)
+
+    def of(**scores):
+        leads, changes = crossings(curve(**scores), reference, "f1")
+        return leads, pytest.approx(changes, rel=0.01)
+
+    assert of(n100=0.70, n1000=0.95, n10000=0.99) == (False, [100 * 10**0.5])
+    assert of(n100=0.79, n1000=0.80, n10000=0.90001) == (False, [10000])
+    assert of(n100=0.81, n1000=0.86, n10000=0.91) == (True, [])
+    assert of(n100=0.79, n1000=0.85, n10000=0.90) == (False, [])  # level is not ahead
+    assert of(n100=0.81, n1000=0.85, n10000=0.90) == (True, [1000])
+    assert of(n100=0.90, n1000=0.80, n10000=0.95) == (True, [10 ** (2 + 2 / 3), 1000 * 10**0.5])
 
 
 def test_gain_of_doubling_is_the_slope_at_the_end():
@@ -37,8 +42,8 @@ def test_gain_of_doubling_is_the_slope_at_the_end():
 
 def test_only_sizes_that_both_have_are_compared():
     reference = curve(n100=0.80, n10000=0.90)
-    assert crossing(curve(n50=0.1, n100=0.70, n1000=0.2, n10000=1.0), reference, "f1") == pytest.approx(1000)
-    assert crossing(curve(n10=0.1, n100=0.9), reference, "f1") is None  # one point is no curve
+    found = crossings(curve(n50=0.1, n100=0.70, n1000=0.2, n10000=1.0), reference, "f1")
+    assert found == (False, pytest.approx([1000]))
 
 
 def write_point(runs, model, notes, score, train_size, hours=0.5):
@@ -82,8 +87,23 @@ def test_a_lead_that_is_lost_is_told(runs):
         write_point(runs, "tfidf", notes, baseline, notes)
         write_point(runs, "drbert", notes, score, notes)
     assert describe_crossings(aggregated(runs), "macro") == [
-        "drbert is ahead of tfidf below about 316 training notes, and behind above."
+        "drbert is ahead of tfidf below about 316 training notes, and no longer above."
     ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentence"),
+    [
+        ((0.60, 0.80, 0.80), "is not ahead of tfidf with 100 training notes, which changes at about 184, 500."),
+        ((0.80, 0.70, 0.90), "is ahead of tfidf with 100 training notes, which changes at about 184, 500."),
+        ((0.80, 0.80, 0.85), "is ahead of tfidf below about 1,000 training notes, and no longer above."),
+    ],
+)
+def test_curves_that_cross_twice_or_end_level(runs, scores, sentence):
+    for notes, baseline, score in zip((100, 250, 1000), (0.70, 0.75, 0.85), scores, strict=True):
+        write_point(runs, "tfidf", notes, baseline, notes)
+        write_point(runs, "drbert", notes, score, notes)
+    assert describe_crossings(aggregated(runs), "macro") == [f"drbert {sentence}"]
 
 
 def test_one_curve_crosses_nothing(runs):
