@@ -132,8 +132,8 @@ class NoteClassificationMetric(evaluate.Metric):
             )
             scores |= {f"precision_{average}": precision, f"recall_{average}": recall, f"f1_{average}": f1}
         if task == "binary":
-            precision, recall, f1, _ = per_class
-            scores |= {"precision_positive": precision[1], "recall_positive": recall[1], "f1_positive": f1[1]}
+            for name, of_class in zip(("precision", "recall", "f1"), per_class[:3], strict=True):
+                scores[f"{name}_positive"] = of_class[1] if 1 in present else None  # likewise
         if task == "multi-label":
             scores["hamming_loss"] = sk.hamming_loss(labels, predicted)
 

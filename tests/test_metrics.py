@@ -106,6 +106,12 @@ def test_multi_class():
     assert "f1_positive" not in scores and "f1_micro" not in scores
 
 
+def test_a_part_without_positive_notes_says_nothing_of_them():
+    scores = compute("binary", positives(0.7, 0.2), [0, 0])
+    assert scores["f1_positive"] is scores["precision_positive"] is scores["recall_positive"] is None
+    assert scores["f1_macro"] == pytest.approx(2 / 3)  # of the negatives alone
+
+
 def test_multi_label():
     # predicted: [1, 0], [1, 1], [0, 0], [0, 1]
     probabilities = [[0.9, 0.2], [0.8, 0.6], [0.3, 0.1], [0.4, 0.7]]
