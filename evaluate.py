@@ -216,6 +216,8 @@ def read_result(path: Path) -> dict:
         check_fields(point, POINT, "operating_points.")
     check_fields(content, {"metrics": dict.fromkeys(["accuracy", *required, *present], NUMBER_OR_NONE)})
     record = {key: content[part][key] for part, fields in RESULT.items() for key in fields}
+    # (of before it was written there, only how many)
+    record["planned_seeds"] = {record["seed"], *content["run"].get("seeds", [])}
     record["train_size"] = size_as_text(record["train_size"])
     record["class_names"] = tuple(map(str, record["class_names"]))
     record["operating_points"] = content["operating_points"]
@@ -420,13 +422,15 @@ def measure_trust(predictions: list[pd.DataFrame], results: pd.DataFrame, task: 
     told, tempered = [], []
     temperature = results.set_index(["seed", "fold"]).temperature
     for seed, of_seed in zip(sorted(results.seed.unique()), predictions, strict=True):
-        for fold, rows in of_seed.groupby("fold"):
-            probabilities, labels = (np.stack(rows[column].to_numpy()) for column in ("probabilities", "label"))
-            scaled = calibration.apply_temperature(probabilities, temperature[seed, fold], task)
-            told.append(calibration.claims(probabilities, labels, task))
-            tempered.append(calibration.claims(scaled, labels, task))
+        probabilities, labels = (np.stack(of_seed[column].to_numpy()) for column in ("probabilities", "label"))
+        scaled = np.empty_like(probabilities)
+        for fold in of_seed.fold.unique():
+            rows = (of_seed.fold == fold).to_numpy()
+            scaled[rows] = calibration.apply_temperature(probabilities[rows], temperature[seed, fold], task)
+        told.append(calibration.claims(probabilities, labels, task))
+        tempered.append(calibration.claims(scaled, labels, task))
     points = pd.DataFrame([point for fold in results.operating_points for point in fold])
-    return report.Trust(*(tuple(map(np.concatenate, zip(*each, strict=True))) for each in (told, tempered)), points)
+    return report.Trust(told, tempered, points)
 
 
 def score_subgroups(predictions: pd.DataFrame, answers: comparison.Answers, metric: str) -> pd.DataFrame:
@@ -508,8 +512,9 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
         co2_g_per_kwh=("co2_g_per_kwh", "mean"),
         power_is_measured=("power_is_measured", "all"),
     )
-    # seeds may have been planned in one run (num_seeds) or added one run at a time
-    cells["folds_expected"] *= groups.num_seeds.max().clip(lower=cells.seeds)
+    # seeds may have been planned in one command or in several
+    planned = groups.planned_seeds.agg(lambda sets: len(set.union(*sets)))
+    cells["folds_expected"] *= groups.num_seeds.max().clip(lower=planned)
     once = results.dropna(subset="pretraining").drop_duplicates([*CELL, "pretraining"])
     cells["pretraining_hours"] = once.groupby(CELL).pretraining_hours.sum()
     shared = once.assign(hours=once.pretraining_hours / once.groupby("pretraining").pretraining.transform("size"))

@@ -36,7 +36,8 @@ STATISTICS = {
     "`difference`.",
     "p": f"Paired permutation test of that difference, the answers to whole groups exchanged {PERMUTATIONS:,} times: "
     "`permutation_test`.",
-    "p (Holm)": "The same, corrected for all rows of the table: `holm`, by statsmodels.",
+    "p (corrected)": "The same, corrected for having picked the best of all and for so many comparisons: Holm's "
+    "procedure over all pairs of models, by the bootstrap, and never less than p: `step_down`.",
     "Right alone / best alone": "Notes that only this model, and only the best, has right; of the first seed.",
     "p (McNemar)": "The exact test of these two counts, notes taken as independent: `mcnemar_test`, by statsmodels.",
     "p (folds)": "t-test over folds, its variance corrected for their shared training notes (Nadeau and Bengio 2003): "
@@ -44,8 +45,9 @@ STATISTICS = {
 }
 # Likewise of the table of costs, from what was measured when the folds were trained.
 COSTS = {
-    "Hours, alone": "Training on all folds as if it were the only model, with an encoder's pass over the notes, or "
-    "with pretraining in-house; measured with the threads of the run (Hardware), beside what ran at the same time.",
+    "Hours, alone": "Training on all folds, with all seeds, as if it were the only model, with an encoder's pass over "
+    "the notes, or with pretraining in-house; measured with the threads of the run (Hardware), beside what ran at the "
+    "same time.",
     "Hours, shared": "The same, that pass divided by the heads that used it, pretraining by the rows that did.",
     "Notes a second": "Prediction on the test folds, by the machine and the batches of the training; for a frozen "
     "encoder with its pass over these notes.",
@@ -62,16 +64,16 @@ COSTS = {
 TRUST = {
     "Calibration error": "Expected calibration error of the test folds, 15 bins: how far, on average, a claimed "
     "probability is from the share of such claims that are so (binary: that a note is positive; multi-label: that it "
-    "has a class; multi-class: that the answer is right): `expected_calibration_error`.",
+    "has a class; multi-class: that the answer is right), the mean over seeds: `expected_calibration_error`.",
     "Calibration error, at temperature": "The same after scaling by a temperature fitted on validation: "
     "`fit_temperature`.",
     "Brier score": "Mean squared distance between claim and truth; 0 is perfect: `brier_score`.",
     "Brier score, at temperature": "The same after temperature scaling.",
 }
 RULE = (
-    f"The verdict (`choose_model`): of the models whose p (Holm) is at least {LEVEL}, the cheapest to train alone. It "
-    f"warns where the chosen model may be worse than the best by more than {RELEVANT}, and says how many test notes "
-    f"would show the difference seen with a power of {POWER:.0%}, corrected for as many tests "
+    f"The verdict (`choose_model`): of the models whose p (corrected) is at least {LEVEL}, the cheapest to train "
+    f"alone. It warns where the chosen model may be worse than the best by more than {RELEVANT}, and says how many "
+    f"test notes would show the difference seen with a power of {POWER:.0%}, corrected for as many pairs "
     "(`notes_that_would_tell`). A model that gave all notes the same answer in every fold is not chosen for being "
     "cheap. The best is the best of the very scores that are tested, which favours it a little; they pool all folds, "
     "where the table of results averages over them."
@@ -113,11 +115,12 @@ LEFT_ALIGNED = {
 
 @dataclass(frozen=True)
 class Trust:
-    """What one model claimed with which probability, and whether it is so (calibration.py), of all folds and seeds; as
-    it is and at the temperature fitted on validation. `points` has a row for each fold's operating points."""
+    """What one model claimed with which probability, and whether it is so (calibration.py), all folds together, a pair
+    for each seed; as it is and at the temperature fitted on validation. `points` has a row for each fold's operating
+    points."""
 
-    told: tuple[np.ndarray, np.ndarray]
-    tempered: tuple[np.ndarray, np.ndarray]
+    told: list[tuple[np.ndarray, np.ndarray]]
+    tempered: list[tuple[np.ndarray, np.ndarray]]
     points: pd.DataFrame
 
 
@@ -148,6 +151,7 @@ class Table:
     rows: list[list[str]]
     best: int | None = None  # the row to stress
     best_column: str | None = None  # and the cell of it
+    caption: str = "All folds together, the mean over seeds"  # of a closer look
 
     @classmethod
     def of(cls, records: list[dict[str, str]], **more) -> "Table":
@@ -222,8 +226,8 @@ def write_report(
             if compared[name].cells:
                 claims = {
                     cell_name(rows.loc[compared[name].cells[place]]): {
-                        "as it is": compared[name].trust[place].told,
-                        "at temperature": compared[name].trust[place].tempered,
+                        "as it is": all_seeds(compared[name].trust[place].told),
+                        "at temperature": all_seeds(compared[name].trust[place].tempered),
                     }
                     for place in compared[name].looked_at
                 }
@@ -273,6 +277,10 @@ def write_report(
     (folder / "results.tex").write_text(tex + "\n", encoding="utf-8")
     with open(folder / "report.json", "w", encoding="utf-8") as file:
         json.dump(content, file, default=asdict, ensure_ascii=False, indent=1)
+
+
+def all_seeds(claims: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(map(np.concatenate, zip(*claims, strict=True)))
 
 
 def code_in_html(text: str) -> Markup:
@@ -362,7 +370,7 @@ def statistics_table(cells: pd.DataFrame, compared: Compared, average: str) -> T
             " / ".join(number(cell[f"f1_{average}_sd_{over}"], ".3f") for over in ("folds", "seeds")),
             "best" if line.is_best else gap,
             number(line.p, ".2g"),
-            number(line.p_holm, ".2g"),
+            number(line.p_corrected, ".2g"),
             "-" if line.is_best else f"{line.only_this:.0f} / {line.only_best:.0f}",
             number(line.p_mcnemar, ".2g"),
             number(line.p_resampled_t, ".2g"),
@@ -447,7 +455,7 @@ def trust_table(cells: pd.DataFrame, compared: Compared) -> Table:
     rows = []
     for number_of_cell, trust in zip(compared.cells, compared.trust, strict=True):
         values = [
-            score(*part)
+            np.mean([score(*of_seed) for of_seed in part])
             for score in (expected_calibration_error, brier_score)
             for part in (trust.told, trust.tempered)
         ]
@@ -471,7 +479,12 @@ def points_table(points: pd.DataFrame) -> Table:
                 f"{folds.threshold.notna().sum()}/{len(folds)}",
             ]
         )
-    return Table(["Threshold keeps", "Threshold", "Recall on test", "Precision on test", "Folds with one"], rows)
+    return Table(
+        ["Threshold keeps", "Threshold", "Recall on test", "Precision on test", "Folds with one"],
+        rows,
+        caption="Of the folds and seeds in which validation had such a threshold: its median, and the means of what "
+        "each one's own gave on test",
+    )
 
 
 def subgroups_table(subgroups: pd.DataFrame, average: str) -> Table:
@@ -485,7 +498,7 @@ def subgroups_table(subgroups: pd.DataFrame, average: str) -> Table:
                 "Subgroup": f"{row.column} {row.value}",
                 "Test notes": f"{row.notes:,}{few}",
                 "Accuracy": f"{row.accuracy:.3f}",
-                f"F1 ({average})": f"{row.f1:.3f}",
+                f"F1 ({average})": number(row.f1, ".3f"),
             }
         )
     return Table.of(records)
@@ -564,7 +577,7 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
         return cell_name(rows.loc[row])
 
     chosen, best = table.loc[verdict.choice], table.loc[verdict.best]
-    but = ""
+    but, untested = "", int(table.p_corrected.isna().sum()) - 1
     if verdict.passed_over:
         but = f" ({len(verdict.passed_over)} passed over for giving all notes the same answer)"
     sentences = [
@@ -572,22 +585,25 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
         f"{chosen.high:.3f}), {duration(hours[verdict.choice])} of training."
     ]
     if verdict.choice == verdict.best:
-        alike, untested = len(verdict.candidates) - 1, int(table.p_holm.isna().sum()) - 1
+        alike = len(verdict.candidates) - 1
         sentence = f"It has the highest score of {len(table)} models"
         if alike:
             sentence += f", and is the cheapest of the {alike + 1} that are not significantly worse{but}"
         elif untested < len(table) - 1:
             sentence += ", and is significantly better than " + ("those tested" if untested else "all others")
         sentences.append(f"{sentence}.")
-        if untested:
-            sentences.append(f"Not tested for having another number of seeds: {untested}.")
     else:
         sentences.append(
-            f"It is the cheapest of the {len(verdict.candidates)} of {len(table)} models that are not significantly "
-            f"worse{but} than the best, {name(verdict.best)} ({best.score:.3f}; difference {chosen.gap:+.3f}, "
-            f"{chosen.gap_low:+.3f} to {chosen.gap_high:+.3f}, p = {chosen.p_holm:.2g} after Holm's correction), "
+            f"It is the cheapest of the {len(verdict.candidates)} of {len(table) - untested} models that are not "
+            f"significantly worse{but} than the best, {name(verdict.best)} ({best.score:.3f}; difference "
+            f"{chosen.gap:+.3f}, {chosen.gap_low:+.3f} to {chosen.gap_high:+.3f}, p = {chosen.p_corrected:.2g}, "
+            "corrected for all pairs of models), "
             f"which took {times(hours[verdict.best], hours[verdict.choice])}."
         )
+    if untested:
+        sentences.append(f"Not tested for having another number of seeds: {untested}.")
+    if rows.seeds.nunique() > 1:
+        sentences.append("Hours are sums over seeds, of which the models do not have as many.")
     if collapsed := rows.collapsed_folds[verdict.choice]:
         sentences.append(
             f"Beware: in {collapsed} of {rows.folds_finished[verdict.choice]} folds it gave all notes the same answer."

@@ -562,6 +562,7 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
                 "fold": number,
                 "num_folds": len(splits),
                 "num_seeds": len(model_args.seeds),
+                "seeds": model_args.seeds,  # that the command asked for
             }
             if model_args.keep_model and not was_kept and len(splits) == 1 and seed == model_args.seeds[0]:
                 trained_on = f"The {len(split.train)} notes of the training part."

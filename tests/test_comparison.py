@@ -12,12 +12,12 @@ from comparison import (
     compare,
     difference,
     hard_notes,
-    holm,
     interval,
     mcnemar_test,
     notes_that_would_tell,
     permutation_test,
     resampled_t_test,
+    step_down,
 )
 
 
@@ -154,9 +154,43 @@ def test_resampled_t_test_by_hand():
     assert resampled_t_test(binary(labels, first), binary(labels, second), "accuracy", 0.3) is None
 
 
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert len(holm([])) == 0
+def test_folds_that_all_differ_by_as_much_tell_nothing_of_chance():
+    labels, folds = np.zeros(30, dtype=int), np.repeat(np.arange(3), 10)
+    worse = (np.arange(30) % 10 == 0).astype(int)  # 0.1 in every fold
+    first, second = binary(labels, labels, folds=folds), binary(labels, worse, folds=folds)
+    assert resampled_t_test(first, second, "accuracy", 0.3) is None
+
+
+@pytest.mark.parametrize(("models", "group_size"), [(2, 1), (8, 1), (8, 4)])
+def test_of_equal_models_none_is_called_worse_in_95_of_100_cases(models, group_size):
+    """Though the best is picked by the very scores that are compared."""
+    found = 0
+    for seed in range(200):
+        answers = invent(5000 + seed, notes=200, group_size=group_size, models=models)
+        best = np.argmax([each.estimate("f1_macro") for each in answers])
+        found += (np.delete(step_down(answers, "f1_macro")[best], best) < 0.05).any()
+    assert 0.01 <= found / 200 <= 0.085
+
+
+def test_models_that_answer_alike_are_corrected_for_less():
+    """Of four models three give the same answers: only two differ from each other, which is one comparison."""
+    first, second = invent(11, notes=300, models=2)
+    table = step_down([first, second, second, second], "f1_macro")
+    assert table == pytest.approx(table.T)
+    assert table[0, 1] == table[0, 2] == pytest.approx(step_down([first, second], "f1_macro")[0, 1])
+    assert table[1, 2] == 1
+    others = invent(11, notes=300, models=6)
+    assert step_down(others, "f1_macro")[0, 1] > table[0, 1]
+
+
+def test_of_six_pairs_the_one_furthest_apart_is_corrected_for_six():
+    """By less than Bonferroni, since the pairs share models."""
+    answers = invent(2, notes=2000, accuracy=0.7, models=4)
+    scores = [each.estimate("accuracy") for each in answers]
+    low, high = np.argmin(scores), np.argmax(scores)
+    together, alone = step_down(answers, "accuracy"), step_down([answers[low], answers[high]], "accuracy")[0, 1]
+    assert 2 * alone < together[low, high] < 6 * alone
+    assert together[low, high] == together.min()
 
 
 def test_as_many_notes_as_would_tell():
@@ -177,15 +211,15 @@ def test_everything_is_compared_with_the_best():
     table = compare([binary(labels, bad), binary(labels, best), binary(labels, middle), two_seeds], "f1_macro", 0.25)
     assert table.is_best.tolist() == [False, True, False, False]
     assert table.gap[0] == pytest.approx(table.score[0] - table.score[1]) and np.isnan(table.gap[1])
-    assert table.p_holm[0] < 0.001 and table.p_holm[2] > 0.05
-    assert (table.p_holm >= table.p)[[0, 2]].all()
+    assert table.p_corrected[0] < 0.001 and table.p_corrected[2] > 0.05
+    assert (table.p_corrected >= table.p)[[0, 2]].all() and np.isnan(table.p_corrected[[1, 3]]).all()
     assert np.isnan(table.p[3]) and table.gap[3] == pytest.approx(table.gap[2])  # other seeds: an interval, no test
     assert table[["only_this", "only_best"]].loc[2].tolist() == [2, 6]
 
 
-def verdict_of(scores, p_holm, hours, gap_low=-0.01, collapsed=()):
+def verdict_of(scores, p_values, hours, gap_low=-0.01, collapsed=()):
     best = int(np.argmax(scores))
-    rows = {"score": scores, "is_best": np.arange(len(scores)) == best, "p": p_holm, "p_holm": p_holm}
+    rows = {"score": scores, "is_best": np.arange(len(scores)) == best, "p": p_values, "p_corrected": p_values}
     table = pd.DataFrame(rows).assign(gap=np.array(scores) - scores[best], gap_low=gap_low, gap_se=0.01)
     return choose_model(table, pd.Series(hours), table.index.isin(collapsed), 1000)
 
@@ -206,7 +240,7 @@ def test_a_warning_where_the_notes_cannot_tell():
     assert verdict.choice == 0 and verdict.too_few_notes
     assert verdict.notes_needed == notes_that_would_tell(-0.03, 0.01, 1000, 1)
     among_more = verdict_of([0.87, 0.90, 0.5], [0.2, np.nan, 0.001], [0.1, 2.0, 3.0], gap_low=-0.07)
-    assert among_more.notes_needed == notes_that_would_tell(-0.03, 0.01, 1000, 2) > verdict.notes_needed
+    assert among_more.notes_needed == notes_that_would_tell(-0.03, 0.01, 1000, 3) > verdict.notes_needed
 
 
 def test_a_model_that_tells_nothing_apart_is_not_chosen_for_being_cheap():
@@ -224,6 +258,14 @@ def test_notes_that_most_models_miss():
     assert table.contradicted_by.tolist() == pytest.approx([1, 2 / 3, 1 / 3])
     assert table.label.tolist() == ["oui", "non", "peut-être"]
     assert table.their_answer.tolist()[:2] == ["peut-être", "oui"]
+
+
+def test_a_model_counts_once_however_many_seeds_it_has():
+    labels = np.array([0, 1])
+    ours, others = binary(labels, [[1, 1]] * 3), [binary(labels, labels)] * 2
+    assert hard_notes([ours, *others], ["non", "oui"]).empty  # of three models one misses the first note
+    both = [ours, binary(labels, [[1, 1], [0, 1]])]  # the other one with one of its two seeds
+    assert hard_notes(both, ["non", "oui"]).missed_by.tolist() == [0.75]
 
 
 def test_answers_to_multi_label_notes_are_sets():
@@ -255,3 +297,13 @@ def test_a_resample_without_a_rare_class_says_nothing_against_the_model():
     labels = np.array([0, 1] * 20 + [2])
     answers = Answers(labels, labels, labels[None], np.arange(41), np.zeros(41), 3)
     assert interval(answers, "f1_macro") == (1.0, 1.0)
+
+
+def test_so_does_a_resample_or_a_fold_without_positive_notes():
+    labels, folds = np.array([0] * 57 + [1] * 3), np.arange(60) % 4  # the last fold has none
+    folds[57:] = [0, 1, 2]
+    perfect, poor = binary(labels, labels, folds=folds), binary(labels, 1 - labels, folds=folds)
+    assert interval(perfect, "f1_positive") == (1.0, 1.0)
+    assert np.isnan(perfect.score(perfect.by_fold, "f1_positive")[0, 3])
+    assert difference(poor, perfect, "f1_positive")[:3] == (-1.0, -1.0, -1.0)
+    assert compare([poor, perfect], "f1_positive", 0.25).p_corrected[0] < 0.05

@@ -131,6 +131,19 @@ def test_other_numbers_of_seeds_are_not_called_worse(runs, evaluate):
     assert "significantly" not in printed and "Not tested for having another number of seeds: 1." in printed
 
 
+def test_what_was_not_tested_is_not_counted_as_worse(runs, evaluate):
+    """Of three models the best and one other have one seed, the third has three."""
+    for model, score, seeds, hours in (("tfidf", 0.9, 1, 0.1), ("drbert", 0.95, 1, 4), ("alibert", 0.9, 3, 3)):
+        for seed in range(seeds):
+            for fold in range(3):
+                changes = {"run__model": model, "run__seed": seed, "run__num_seeds": seeds}
+                write_result(runs, f"{model}-{seed}", fold, score, cost__training_hours=hours / 3, **changes)
+    _, printed, _, _ = evaluate()
+    assert "the cheapest of the 2 of 2 models that are not significantly worse than the best, drbert" in printed
+    assert "Not tested for having another number of seeds: 1." in printed
+    assert "Hours are sums over seeds, of which the models do not have as many." in printed
+
+
 def test_no_verdict_by_figures_that_flatter(runs, evaluate):
     write_three_models(runs)
     for fold in range(3):
@@ -240,6 +253,16 @@ def test_folds_of_every_seed_are_expected(runs, evaluate, num_seeds):
             write_result(runs, f"seed-{seed}", fold, run__seed=seed, run__num_seeds=num_seeds)
     code, _, _, rows = evaluate()
     assert (rows.folds_finished[0], rows.folds_expected[0], rows.seeds[0]) == (5, 6, 2)
+    assert (rows.status[0], code) == ("incomplete", 1)
+
+
+def test_seeds_that_never_began_are_expected(runs, evaluate):
+    """One command for seed 0, then one for seeds 1 and 2 that was killed after seed 1."""
+    for seed, asked in ((0, [0]), (1, [1, 2])):
+        for fold in range(3):
+            write_result(runs, f"grn-{seed}", fold, run__seed=seed, run__seeds=asked, run__num_seeds=len(asked))
+    code, _, _, rows = evaluate()
+    assert (rows.folds_finished[0], rows.folds_expected[0]) == (6, 9)
     assert (rows.status[0], code) == ("incomplete", 1)
 
 

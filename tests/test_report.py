@@ -280,8 +280,27 @@ def test_the_statistics_are_explained_column_by_column(runs, make_report):
     write_run(runs, "tfidf")
     write_run(runs, "drbert", "grn", "frozen", scores=(0.7, 0.7))
     text = (make_report() / "index.html").read_text()
-    columns = next(table[0] for table in Page(text).tables if "p (Holm)" in table[0])
+    columns = next(table[0] for table in Page(text).tables if "p (corrected)" in table[0])
     assert columns == ["Model", *report.STATISTICS]
+
+
+def test_calibration_is_that_of_one_seed_however_many_there_are(runs, make_report):
+    """Two seeds that are wrong to opposite sides: together they would look calibrated."""
+    for seed, claimed in ((0, 0.9), (1, 0.1)):
+        folder = write_result(runs, f"drbert-{seed}", run__seed=seed, run__num_folds=1, run__num_seeds=2)
+        path = folder.with_name("predictions.parquet")
+        predictions = pd.read_parquet(path)
+        probabilities = [[1 - claimed, claimed]] * len(predictions)
+        predictions.assign(probabilities=probabilities).to_parquet(path)
+    (row,) = markdown_rows((make_report() / "results.md").read_text(), "### Can its probabilities be trusted?")
+    assert row["Calibration error"] == "0.400" and row["Brier score"] == "0.410"  # half of the notes are positive
+
+
+def test_a_closer_look_says_what_each_table_is(runs, make_report):
+    write_run(runs, "tfidf")
+    text = (make_report() / "results.md").read_text()
+    look = text[text.index("### A closer look") :]
+    assert look.index("All folds together") < look.index("| Threshold keeps") < look.index("its median, and the means")
 
 
 def test_other_files(runs, make_report):
@@ -305,7 +324,7 @@ def test_multi_label_classes_have_their_counts(runs, make_report):
         changes = {"data__task": "multi-label", "data__class_names": ["toux", "fièvre", "galop"]}
         write_run(runs, model, scores=scores, **changes)
     text = (make_report() / "results.md").read_text()
-    rows = markdown_rows(text[text.index("### A closer look") :].split("all folds:")[1], "| Class")
+    rows = markdown_rows(text[text.index("### A closer look") :], "tfidf:")
     assert [row["Class"] for row in rows] == ["toux", "fièvre", "galop"]
     assert sum(int(row["Test notes"]) for row in rows) == 40  # each invented note has one label
 

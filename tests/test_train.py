@@ -72,7 +72,7 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
         assert result["run"] == {
             "run_id": "transformer", "model": "transformer", "head": None, "tuning": None, "dataset": "notes.csv",
             "seed": 0, "order_seed": 0, "split_seed": 0, "fold": fold, "num_folds": 2, "num_seeds": 1,
-            "train_size": None,
+            "train_size": None, "seeds": [0],
         }  # fmt: skip
         assert result["data"]["class_names"] == ["other", "failure"] and result["data"]["task"] == "binary"
         assert sum(part["notes"] for part in result["data"]["splits"].values()) == 90
