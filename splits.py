@@ -6,6 +6,7 @@ elsewhere. Every model of a comparison sees the same splits: they depend on the 
 
 import hashlib
 import logging
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -53,8 +54,8 @@ def _stratum(notes: Notes) -> np.ndarray:
 
 
 def _same_text(notes: Notes) -> np.ndarray:
-    """A number a note, equal for notes whose text differs at most in case and spacing."""
-    keys = [" ".join(text.casefold().split()) for text in notes.texts]
+    """A number a note, equal for notes whose text differs at most in case, spacing and how Unicode writes it."""
+    keys = [" ".join(unicodedata.normalize("NFKC", text).casefold().split()) for text in notes.texts]
     return pd.factorize(pd.Series(keys))[0]  # np.unique would give every text the width of the longest
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import tracemalloc
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -296,6 +297,15 @@ def test_other_repeated_texts_are_a_warning(caplog):
 
 
 # ---- counts and weights --------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_the_same_however_unicode_writes_it():
+    """macOS and some extractors of PDF write an accent as a character of its own."""
+    texts = [f"Fièvre élevée, œdème numéro {number}." for number in range(40)]
+    twice = make_notes([0, 1] * 40, texts=texts + [unicodedata.normalize("NFD", text) for text in texts])
+    assert report_repeated_texts(twice)["repeated_texts"] == 80
+    for split in draw(twice):
+        assert not set(split.test % 40) & set(split.train % 40)
 
 
 def test_repeated_texts_and_contradicting_labels(caplog):
