@@ -13,7 +13,9 @@ import json
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -240,7 +242,13 @@ def _check_quotes(path: Path, separator: str):
 
 def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
     _check_quotes(path, separator)
-    frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    options = dict(sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    # of a table of one column a blank line is an empty note, but at the end of the file
+    has_more = len(pd.read_csv(path, nrows=0, **options).columns) > 1
+    frame = pd.read_csv(path, skip_blank_lines=has_more, **options)
+    if not has_more:
+        filled = np.flatnonzero(~frame.isin(["", np.nan]).all(axis=1))
+        frame = frame.iloc[: filled[-1] + 1 if len(filled) else 0]
     if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for names of the rows
         raise ValueError("more fields than the header in line 2")
     return frame
@@ -387,13 +395,21 @@ def _complete_column(frame: pd.DataFrame, column: str, flag: str) -> np.ndarray:
     missing = np.flatnonzero([_is_missing(value) for value in frame[column]])
     if len(missing):
         raise DataError(f"Column {column} is empty in {name_rows(missing)}: complete it, or give another --{flag}.")
-    return np.array([_as_text(value) for value in frame[column]], dtype=object)
+    return np.array(_as_texts(frame[column]), dtype=object)
 
 
-def _as_text(value) -> str:
-    """A label, id, group or subgroup as text: 1, 1.0, '1.0' and ' 1' are the same, whatever table they come from."""
-    text = str(value).strip()
-    return text.split(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
+def _as_texts(values: Iterable) -> list[str]:
+    """Labels, ids, groups or subgroups as text: 1, 1.0 and ' 1' are the same, whatever table they come from.
+
+    So is '1.0', where all of the column are whole numbers; among others it may be a code, as 250.0 and 250.00 are.
+    """
+    values = [*values]
+    texts = [str(value).strip() for value in values]
+    all_whole = all(re.fullmatch(r"-?\d+(\.0)?", text) for text in texts)
+    return [
+        text.removesuffix(".0") if all_whole or isinstance(value, float | np.floating) else text
+        for text, value in zip(texts, values, strict=True)
+    ]
 
 
 def _check_texts(column: pd.Series) -> list[str]:
@@ -403,9 +419,9 @@ def _check_texts(column: pd.Series) -> list[str]:
     return column.tolist()
 
 
-def _name_label(value, names: list[str] | None) -> str:
-    """The label as text; a class index becomes the name its source declares."""
-    return names[int(value)] if names else _as_text(value)
+def _name_labels(values: Iterable, names: list[str] | None) -> list[str]:
+    """The labels as text; a class index becomes the name its source declares."""
+    return [names[int(value)] for value in values] if names else _as_texts(values)
 
 
 def _order_classes(found: set[str], names: list[str] | None, column: str) -> list[str]:
@@ -451,7 +467,9 @@ def _encode_labels(
             column = [
                 str(value).split(arguments.label_separator) if not _is_missing(value) else [] for value in column
             ]
-        rows = [[_name_label(label, names) for label in labels if not _is_missing(label)] for labels in column]
+        given = [[label for label in labels if not _is_missing(label)] for labels in column]
+        named = iter(_name_labels(chain.from_iterable(given), names))
+        rows = [[*islice(named, len(labels))] for labels in given]
         found = {label for row in rows for label in row}
         encoder = MultiLabelBinarizer(classes=_order_classes(found, names, arguments.label_column))
         labels = encoder.fit_transform(rows).astype(np.int64)
@@ -461,7 +479,7 @@ def _encode_labels(
             raise DataError(f"Multi-label notes with {len(class_names)} distinct label: at least 2 are needed.")
         return "multi-label", class_names, labels
 
-    values = [_name_label(value, names) for value in column]
+    values = _name_labels(column, names)
     if any(value.startswith("[") and value.endswith("]") for value in values):
         raise DataError(
             f"Column {arguments.label_column} holds lists written as text: use JSONL or Parquet for lists, or one "
@@ -495,7 +513,8 @@ def _refuse_text(counts: Counter, arguments: DataArguments):
 
 def _order_binary(class_names: list[str], values: list[str], positive_label: str | None) -> list[str]:
     if positive_label is not None:
-        positive_label = _as_text(positive_label)
+        if positive_label not in class_names:
+            (positive_label,) = _as_texts([positive_label])
         if positive_label not in class_names:
             raise DataError(f"--positive_label {positive_label}: the labels are {' and '.join(class_names)}.")
         positive = positive_label
@@ -539,7 +558,9 @@ def _group_column(arguments: DataArguments) -> str | None:
 def _subgroup(frame: pd.DataFrame, column: str) -> np.ndarray:
     """Values to break scores down by, "-" where there is none; reports show them, so a column of text is refused."""
     _require_column(frame, column, "subgroup_columns")
-    values = np.array(["-" if _is_missing(value) else _as_text(value) for value in frame[column]])
+    missing = np.array([_is_missing(value) for value in frame[column]])
+    values = np.full(len(frame), "-", dtype=object)
+    values[~missing] = _as_texts(frame.loc[~missing, column])
     distinct = len(set(values))
     if distinct > MOST_SUBGROUPS or max(map(len, values)) > NAME_LENGTH:
         raise DataError(

@@ -237,6 +237,26 @@ def test_class_order(write, values, task, class_names):
     assert [class_names[label] for label in notes.labels] == [str(v).strip().removesuffix(".0") for v in values]
 
 
+def test_codes_that_look_like_numbers_stay_what_they_are(write):
+    """As ICD-9 has them: 250.0 and 250.00 are two diagnoses, 250 is a third."""
+    codes = ["250.00", "250.0", "401.9", "250", "250.00", "250.0"]
+    texts = [f"Note {number}." for number in range(len(codes))]
+    notes = load(write({"text": texts, "label": codes}))
+    assert [notes.class_names[label] for label in notes.labels] == codes
+    several = load(write({"text": texts, "label": [f"{code};401.9" for code in codes]}), label_separator=";")
+    assert set(several.class_names) == set(codes)
+
+
+def test_a_blank_line_of_a_table_of_one_column_is_a_note_without_text(tmp_path):
+    """Left out, as pandas does, all predictions after it would be of other rows."""
+    path = tmp_path / "notes.csv"
+    path.write_text("text\nnote a\n\nnote b\n\n\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"Empty or non-text notes in 1 row \(2\)"):
+        read_unlabeled(DataArguments(dataset=str(path)))
+    path.write_text("text\nnote a\nnote b\n\n", encoding="utf-8")  # one at the end is none
+    assert read_unlabeled(DataArguments(dataset=str(path))).texts == ["note a", "note b"]
+
+
 def test_class_order_does_not_follow_the_rows(write):
     table = pd.DataFrame({"text": [f"note {row}" for row in range(8)], "label": list("dacbbcad")})
     assert load(write(table)).class_names == load(write(table[::-1], "backwards.csv")).class_names == list("abcd")
