@@ -69,7 +69,7 @@ the notes and, as those of any model, may retain something of them: treat it wit
 making it public.
 """
 LONGER = "; for the figures above longer notes were cut into windows of that length, as frugal-notes' predict.py does"
-SCRATCH_VOCABULARY = "Its tokenizer was trained on the notes too, without the words of few notes or patients. "
+SCRATCH_VOCABULARY = "Its tokenizer was trained on {text}, without the words of few notes or patients. "
 NGRAMS = (
     "It holds weights of hashed words and pairs of words that two notes share: who has it can test whether a name is "
     "likely to be among them. "
@@ -100,6 +100,8 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
     what = f"{run['model']} with the {run['head']} head, {run['tuning']} tuning"
     if is_scratch:
         what = f"a small Transformer trained from scratch ({run['model']})"
+    further_alone = model["pretraining"] and not model["pretraining"].get("training_notes", True)
+    read = "further text" if further_alone else "the notes too"
     if model["pretraining"] and not is_scratch:
         what += "; the encoder was pretrained in-house"
     elif model["pretraining"]:
@@ -115,7 +117,7 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
     if len(fold_results) > 1:
         seeds = len({result["run"]["seed"] for result in fold_results})
         runs = f"{len(fold_results)} runs (folds: {run['num_folds']}, seeds: {seeds})"
-        evaluation = f"Mean and sample standard deviation over {runs}, each on its own test part."
+        evaluation = f"Mean and sample standard deviation over {runs}; each fold has its own test part."
     pretraining = {
         result["model"]["pretraining"]["id"]: result["cost"]["pretraining_hours"]
         for result in fold_results
@@ -172,7 +174,7 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         activation="sigmoid()" if facts["task"] == "multi-label" else "softmax(-1)",
         max_length=facts["max_length"],
         longer=LONGER * (facts["long_notes"] == "windows"),
-        vocabulary=SCRATCH_VOCABULARY * is_scratch + NGRAMS * (model["logit_weights"] is not None),
+        vocabulary=SCRATCH_VOCABULARY.format(text=read) * is_scratch + NGRAMS * (model["logit_weights"] is not None),
     )
     ModelCard(card).save(folder / "README.md")
 

@@ -56,6 +56,7 @@ while (($#)); do
     --train_sizes | --price_per_hour | --average | --cache_dir) ;;
     --unlabeled)
       shift
+      [[ $# -gt 0 && $1 != --* ]] || die "--unlabeled needs a value"
       while (($#)) && [[ $1 != --* ]]; do
         if [[ -e ${invoked_from}/$1 ]]; then unlabeled+=("${invoked_from}/$1"); else unlabeled+=("$1"); fi
         shift
@@ -136,7 +137,10 @@ export CUDA_DEVICE_ORDER=PCI_BUS_ID  # the numbers that nvidia-smi gives
 if [[ -z ${ACCELERATE_CONFIG:-} ]]; then gpus=${CUDA_VISIBLE_DEVICES-0} && export CUDA_VISIBLE_DEVICES=${gpus%%,*}; fi
 launch=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
   --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
-[[ -z ${ACCELERATE_CONFIG:-} ]] || launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
+if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
+  if [[ ${ACCELERATE_CONFIG} != /* ]]; then ACCELERATE_CONFIG=${invoked_from}/${ACCELERATE_CONFIG}; fi
+  launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
+fi
 
 # ---- the plan: one line a run, cheapest first, so that the table fills early --------------------------------------
 plan=()

@@ -402,14 +402,12 @@ def check_same_settings(folder: Path, finished: dict, settings: dict, data_finge
 
 
 def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
-    """Leave a model for use in `output`/model, unless it is there.
+    """Leave a model for use in `output`/model.
 
     With folds it is trained once more, on all notes, for the median of the epochs and with the mean of the thresholds
     that the folds chose (ours); so none of its own figures is measured: its card carries the cross-validated ones. A
     single split's model was saved when it was trained; if it was not kept then, it is trained again the same way.
     """
-    if (run.output / "model").is_dir():
-        return
     notes, training_args, seed = run.notes, run.training_args, run.model_args.seeds[0]
     nothing = np.array([], dtype=int)
     train = np.arange(len(notes)) if len(splits) > 1 else splits[0].train
@@ -529,7 +527,7 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
     if model_args.overwrite:
         if is_main:
             models = [output / name for name in ("model", "model.partial", "model-checkpoints")]
-            for path in [*output.glob("fold-[0-9]*"), *output.glob("seed-[0-9]*"), *models]:
+            for path in [*models, *output.glob("fold-[0-9]*"), *output.glob("seed-[0-9]*")]:
                 shutil.rmtree(path, ignore_errors=True)
         if model_args.kind != "baseline":
             training_args.distributed_state.wait_for_everyone()
@@ -567,6 +565,7 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
             if model_args.keep_model and not was_kept and len(splits) == 1 and seed == model_args.seeds[0]:
                 trained_on = f"The {len(split.train)} notes of the training part."
                 save_model(run, trained, [result], trained_on)
+                was_kept = True
             if is_main:
                 write_result(folder, result, predictions)
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -575,7 +574,7 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
                 }
                 logger.info("  test %s in %.1f s of training", headline, result["cost"]["training_hours"] * 3600)
             fold_results.append(result)
-    if model_args.keep_model:
+    if model_args.keep_model and not was_kept:
         keep_model(run, splits, fold_results)
     if is_main:
         (output / FAILURE_FILE).unlink(missing_ok=True)

@@ -313,7 +313,7 @@ def test_card_says_what_was_measured(write_card):
     for name in names:
         assert f"| {name} | 0.800 (sd 0.100) |" in card.text
     for said in (
-        "Mean and sample standard deviation over 3 runs (folds: 3, seeds: 1), each on its own test part.",
+        "Mean and sample standard deviation over 3 runs (folds: 3, seeds: 1); each fold has its own test part.",
         "drbert with the grn head, frozen tuning.",
         "classes: absent, present. Decision threshold: 0.42.",
         "All 100 notes. Parts of the first fold: train 60 notes, validation 20 notes, test 20 notes.",
@@ -364,6 +364,8 @@ def test_card_of_a_multi_label_model_from_scratch(write_card):
     assert "classes: " + ", ".join(classes) in card.text
     assert """Decision threshold: décès : "oui" 0.50, {grave} 0.13, | a 0.40.""" in card.text
     assert "tokenizer was trained on the notes" in card.text and "hashed words" not in card.text
+    results[0]["model"]["pretraining"] = {"id": "pretrained-1", "training_notes": 0, "transductive": False}
+    assert "tokenizer was trained on further text, without" in write_card(results, thresholds=None).text
     assert "f1 positive" not in card.text
     assert "Martin" not in card.content and "not published with the model" in card.text
 

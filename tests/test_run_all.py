@@ -176,6 +176,8 @@ def test_mistakes_are_one_line():
         (["--jobs", "0"], "--jobs 0: give a number from 1"),
         (["--train-sizes", "100,all"], "--train-sizes all: give numbers of notes, or full"),
         (["--folds"], "--folds needs a value"),
+        (["--unlabeled"], "--unlabeled needs a value"),
+        (["--unlabeled", "--jobs", "1"], "--unlabeled needs a value"),
         (["--average", "mean"], "--average mean: choose from macro"),
         (["--price-per-hour", "0,5"], "--price-per-hour 0,5: give what an hour costs, as 0.5"),
         (["--train-size", "100"], "--train_size is for train.py; the grid has --train-sizes"),

@@ -120,6 +120,22 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
     assert not list(output.rglob("*.bin")) + list(output.rglob("*.pt")) + list(output.rglob("*.pkl"))
 
 
+def test_a_model_without_its_results_is_not_taken_for_this_runs(tmp_path):
+    """Left by a run on other notes that was cut off, or whose results were deleted."""
+    output = tmp_path / "tfidf"
+    left = output / "model"
+    left.mkdir(parents=True)
+    (left / "frugal_notes.json").write_text("{}")
+    command = ["--model", "tfidf", "--dataset", "synthetic:120", "--folds", "2", "--output_dir", str(output)]
+    assert train.main(command) == 0
+    facts = json.loads((left / "frugal_notes.json").read_text())
+    assert facts["class_names"] == ["no_cardiac_failure", "cardiac_failure"]
+    files = [*left.iterdir()]
+    stamps = [file.stat().st_mtime_ns for file in files]
+    assert train.main(command) == 0
+    assert [file.stat().st_mtime_ns for file in files] == stamps  # now it is
+
+
 def test_subgroups_reach_predictions_and_report(notes_file, tmp_path):
     notes = pd.read_csv(notes_file).assign(ward=["north", "south", None] * 30, year=[2023, 2024] * 45)
     notes.to_csv(notes_file, index=False)
