@@ -6,6 +6,7 @@ that count by naive Bayes weights, by the squares of them or all the same, also 
 """
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product, starmap
@@ -50,6 +51,11 @@ def build_classifier(settings: Settings, task: str) -> LogisticRegression | OneV
     return OneVsRestClassifier(classifier) if task == "multi-label" else classifier
 
 
+def compose(texts: Sequence[str]) -> list[str]:
+    """In one Unicode form (NFC), as the tokenizers read them: an "é" of two characters is the one of one."""
+    return [unicodedata.normalize("NFC", text) for text in texts]
+
+
 class TfidfClassifier:
     """Vectoriser and classifier; `predict_probabilities` gives (notes, classes) as the neural models do."""
 
@@ -60,7 +66,7 @@ class TfidfClassifier:
 
     def fit(self, texts: list[str], labels: np.ndarray, settings: Settings) -> "TfidfClassifier":
         features = build_features()
-        matrix = features.fit_transform(texts)
+        matrix = features.fit_transform(compose(texts))
         classifier = build_classifier(settings, self.task)
         fit_weighted(matrix, labels, weigh(matrix, labels, settings.naive_bayes_power), classifier)
         self.pipeline = Pipeline([("features", features), ("classifier", classifier)])
@@ -82,7 +88,8 @@ class TfidfClassifier:
         """
         selection = selection or SELECTION_METRIC[self.task]
         features = build_features()
-        matrix, validation_matrix = features.fit_transform(texts), features.transform(validation_texts)
+        matrix = features.fit_transform(compose(texts))
+        validation_matrix = features.transform(compose(validation_texts))
         weights = {power: weigh(matrix, labels, power) for power in powers}
         metric = NoteClassificationMetric(self.task, self.class_names)
         best_score, best_settings = -math.inf, None
@@ -103,7 +110,7 @@ class TfidfClassifier:
         return best_settings
 
     def predict_probabilities(self, texts: list[str]) -> np.ndarray:
-        return self.pipeline.predict_proba(texts)
+        return self.pipeline.predict_proba(compose(texts))
 
     def count_parameters(self) -> int:
         """Coefficients and intercepts."""

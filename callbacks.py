@@ -1,9 +1,12 @@
-"""What watches a Trainer: a clock that survives an interruption, a line of progress with an estimate, an early end."""
+"""What watches a Trainer: a clock that survives an interruption, a line of progress with an estimate, an early end.
+
+And the Trainer that obeys it, where a resumed training has reached that end already.
+"""
 
 import logging
 import time
 
-from transformers import Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 logger = logging.getLogger("train")
@@ -70,6 +73,23 @@ class EpochLine(ProgressLine):
             seconds,
             (seconds * (args.num_train_epochs - state.epoch) if args.max_steps < 0 else left) / 60,
         )
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Also keeps a training from going on that had stopped, and was killed before it had its best weights back."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+
+
+class ObedientTrainer(Trainer):
+    """A Trainer that trains nothing where a callback says so before the first step; the library's looks after one."""
+
+    def _run_epoch(self, *args, **kwargs):
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
 
 
 class StopAfterEpoch(TrainerCallback):

@@ -222,26 +222,33 @@ def name_rows(rows: np.ndarray) -> str:
     return f"{len(rows)} row{'s' if len(rows) > 1 else ''} ({named}{', ...' if len(rows) > ROWS_NAMED else ''})"
 
 
-def _check_quotes(path: Path, separator: str):
-    """Of a quotation mark that is not doubled pandas makes one note of several: the standard library objects.
+def _check_records(path: Path, separator: str):
+    """Object to what pandas takes without a word.
+
+    Of a quotation mark that is not doubled it makes one note of several, and it fills a record that was cut short.
 
     Raises:
-        csv.Error: with the number of the line in which the record begins.
+        csv.Error: a mark too many or too few, with the number of the line in which the record begins.
+        ValueError: fewer fields than the header.
     """
     csv.field_size_limit(2**31 - 1)  # of long notes
     with open(path, encoding="utf-8-sig", newline="") as file:
-        records = csv.reader(file, delimiter=separator, strict=True)
+        records, columns = csv.reader(file, delimiter=separator, strict=True), None
         while True:
             begins = records.line_num + 1
             try:
-                if next(records, None) is None:
-                    return
+                record = next(records, None)
             except csv.Error:
                 raise csv.Error(begins) from None
+            if record is None:
+                return
+            columns = columns or len(record)
+            if 0 < len(record) < columns:  # a blank line has none
+                raise ValueError(f"fewer fields than the header in line {begins}")
 
 
 def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
-    _check_quotes(path, separator)
+    _check_records(path, separator)
     options = dict(sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     # of a table of one column a blank line is an empty note, but at the end of the file
     has_more = len(pd.read_csv(path, nrows=0, **options).columns) > 1
@@ -265,9 +272,16 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
     return pd.read_json(path, lines=True, dtype=False, convert_dates=False, encoding="utf-8-sig")
 
 
+def _read_parquet(path: Path) -> pd.DataFrame:
+    frame = pd.read_parquet(path)
+    # a table that pandas wrote may have its ids there
+    of_index = [name for name in frame.index.names if name is not None and name not in frame.columns]
+    return frame.reset_index(of_index) if of_index else frame
+
+
 # A table as it is, by the suffix of its file; strings stay strings, so that a label 'NA' or '01' survives.
 # A ValueError says that the file is damaged; of its message only the number of a line is shown.
-READERS = {".csv": _read_csv, ".tsv": _read_delimited, ".jsonl": _read_jsonl, ".parquet": pd.read_parquet}
+READERS = {".csv": _read_csv, ".tsv": _read_delimited, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
 def _read_file(path: Path) -> pd.DataFrame:
@@ -443,8 +457,16 @@ def _encode_labels(
     multi_label = arguments.label_separator is not None or lists.any()
     if multi_label and arguments.positive_label is not None:
         raise DataError(f"--positive_label {arguments.positive_label}: a note may have several labels here.")
-    if names and not multi_label:
-        column = column.where(column >= 0)  # -1 is how a Hub data set writes a label that it withholds
+    if any(isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL) for value in column):
+        raise DataError(
+            f"Column {arguments.label_column} holds lists written as text: use JSONL or Parquet for lists, or one "
+            "string a note without brackets and quotation marks, with --label_separator."
+        )
+    if names:  # -1 is how a Hub data set writes a label that it withholds
+        given = [
+            [label for label in (value if _is_list(value) else [value]) if not _is_missing(label)] for value in column
+        ]
+        column = column.mask([min(labels, default=0) < 0 for labels in given])
     if arguments.label_separator is None:
         unlabeled = np.flatnonzero([_is_missing(value) for value in column])
         if len(unlabeled):
@@ -471,6 +493,10 @@ def _encode_labels(
         named = iter(_name_labels(chain.from_iterable(given), names))
         rows = [[*islice(named, len(labels))] for labels in given]
         found = {label for row in rows for label in row}
+        if found == {"0", "1"} and any(len(set(row)) < len(row) for row in rows):
+            raise DataError(
+                f"Column {arguments.label_column} holds rows of 0 and 1: write the names of a note's labels instead."
+            )
         encoder = MultiLabelBinarizer(classes=_order_classes(found, names, arguments.label_column))
         labels = encoder.fit_transform(rows).astype(np.int64)
         class_names = list(encoder.classes_)
@@ -480,11 +506,6 @@ def _encode_labels(
         return "multi-label", class_names, labels
 
     values = _name_labels(column, names)
-    if any(value.startswith("[") and value.endswith("]") for value in values):
-        raise DataError(
-            f"Column {arguments.label_column} holds lists written as text: use JSONL or Parquet for lists, or one "
-            "string a note with --label_separator."
-        )
     class_names = _order_classes(set(values), names, arguments.label_column)
     _refuse_text(Counter(values), arguments)
     if len(set(values)) < 2:

@@ -164,10 +164,10 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
     else:
         notes = int(np.mean([len(split.train) for split in splits]))
         epochs = epochs_to_train(run.model_args, arguments, notes)
+        every = max(1, round(epochs / arguments.num_train_epochs))  # with --min_steps
         if arguments.max_steps > 0:
             batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
             epochs = arguments.max_steps * batch / np.mean([len(split.train) for split in splits])
-        every = max(1, round(epochs / arguments.num_train_epochs))  # with --min_steps
         epochs *= run.model_args.ensemble
         an_epoch = sum(speed.epoch(split, every) for split in splits)
         fitting = sum(speed.fitting * len(split.train) for split in splits)

@@ -216,8 +216,10 @@ def read_result(path: Path) -> dict:
         check_fields(point, POINT, "operating_points.")
     check_fields(content, {"metrics": dict.fromkeys(["accuracy", *required, *present], NUMBER_OR_NONE)})
     record = {key: content[part][key] for part, fields in RESULT.items() for key in fields}
-    # (of before it was written there, only how many)
-    record["planned_seeds"] = {record["seed"], *content["run"].get("seeds", [])}
+    planned = content["run"].get("seeds", [])  # (of before it was written there, only how many)
+    if not isinstance(planned, list) or not all(type(seed) is int for seed in planned):
+        raise ValueError("run.seeds is no list of numbers")
+    record["planned_seeds"] = {record["seed"], *planned}
     record["train_size"] = size_as_text(record["train_size"])
     record["class_names"] = tuple(map(str, record["class_names"]))
     record["operating_points"] = content["operating_points"]

@@ -92,9 +92,11 @@ def plan_memory(
     accumulation: int,
     budget_gb: float,
     autocast_dtype: torch.dtype | None,
+    copies: int = 0,
 ) -> MemoryPlan:
     """The fastest way to train within `budget_gb` (10^9 bytes) with `batch_size * accumulation` notes a step.
 
+    `copies`: of the model's parameters, that are kept beside it meanwhile.
     `make_batch(n)` gives the n longest training notes as `model(**batch)` takes them, labels included, for n up to 3.
     Measuring runs the model in training mode, in `autocast_dtype` (None: without autocast), and leaves it as found.
 
@@ -103,9 +105,10 @@ def plan_memory(
     """
     notes = batch_size * accumulation
     tokens_a_note = make_batch(1)["input_ids"].numel()
+    state = state_bytes(model, copies)
     plans = []
     for checkpointing in (False, True) if supports_checkpointing(model) else (False,):
-        needed_bytes = measure_need(model, make_batch, autocast_dtype, checkpointing)
+        needed_bytes = measure_need(model, make_batch, autocast_dtype, checkpointing, state)
         plans += [
             MemoryPlan(size, notes // size, checkpointing, needed_bytes(size, notes // size) / 1e9)
             for size in range(1, batch_size + 1)
@@ -135,8 +138,9 @@ def measure_need(
     make_batch: Callable[[int], dict[str, Tensor]],
     autocast_dtype: torch.dtype | None,
     checkpointing: bool,
+    state: int,
 ) -> Callable[[int, int], float]:
-    """Bytes that training needs, as a function of micro-batch and accumulation."""
+    """Bytes that training needs, as a function of micro-batch and accumulation; `state` of them last throughout."""
     with left_as_found(model, checkpointing):
         # Not one note: an axis of length 1 can be moved without a copy, so fewer operations are run.
         two, first = trace_two_micro_batches(model, make_batch(2), autocast_dtype)
@@ -146,7 +150,6 @@ def measure_need(
             f"--memory_gb cannot plan for {type(model).__name__}, which runs other operations on three notes than on "
             "two: choose --per_device_train_batch_size and --gradient_checkpointing yourself."
         )
-    state = state_bytes(model)
 
     def needed_bytes(micro_batch: int, accumulation: int) -> float:
         trace = two + (micro_batch - 2) * (three - two)
@@ -157,10 +160,11 @@ def measure_need(
     return needed_bytes
 
 
-def state_bytes(model: nn.Module) -> int:
-    """What lasts from step to step: the parameters, and the two moments of those that are trained."""
+def state_bytes(model: nn.Module, copies: int = 0) -> int:
+    """What lasts from step to step: the parameters and copies of them, and the two moments of those trained."""
     return sum(
-        parameter.nbytes * (1 + ADAM_MOMENTS if parameter.requires_grad else 1) for parameter in model.parameters()
+        parameter.nbytes * (1 + copies + (ADAM_MOMENTS if parameter.requires_grad else 0))
+        for parameter in model.parameters()
     )
 
 

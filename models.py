@@ -302,7 +302,8 @@ def put_encoder_back(model: EncoderWithHeadForSequenceClassification, backbone: 
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    parameters = list(model.parameters())
+    # peft keeps the untrained originals of the parts that it trains as a whole; the model in use lacks them
+    parameters = [p for name, p in model.named_parameters() if ".original_module." not in name]
     return {
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "total_parameters": sum(p.numel() for p in parameters),

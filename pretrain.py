@@ -36,12 +36,10 @@ from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
-    EarlyStoppingCallback,
     HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainingArguments,
     get_scheduler,
     set_seed,
@@ -57,7 +55,7 @@ from backbones import (
     longest_input,
     resolve_commit,
 )
-from callbacks import PretrainingLine, TrainingClock
+from callbacks import EarlyStopping, ObedientTrainer, PretrainingLine, TrainingClock
 from corpus import Corpus, Removed, of_notes, read_corpus, remove_held_out
 from data import DataArguments, DataError, read_unlabeled
 from locks import FolderError, alone_with, only_run_in
@@ -116,8 +114,9 @@ PATIENCE = 3  # evaluations without a lower held-out loss before pretraining sto
 # The training arguments that go into pretrain.json, and that an interrupted run must share to be resumed.
 DECISIVE = (
     "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps "
-    "lr_scheduler_type lr_scheduler_kwargs optim weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm "
-    "bf16 fp16 tf32 seed world_size"
+    "lr_scheduler_type lr_scheduler_kwargs optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
+    "max_grad_norm bf16 fp16 tf32 seed data_seed dataloader_drop_last neftune_noise_alpha eval_strategy eval_steps "
+    "save_strategy save_steps load_best_model_at_end world_size"
 ).split()
 
 
@@ -522,7 +521,7 @@ def load_existing(arguments: PretrainArguments) -> tuple[PreTrainedModel, PreTra
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-class MaskedLanguageModelTrainer(Trainer):
+class MaskedLanguageModelTrainer(ObedientTrainer):
     loss_is_scaled_for_ga = False
 
     def __init__(self, *args, muon: bool = False, **kwargs):
@@ -640,7 +639,7 @@ def train_masked_lm(
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=arguments.mlm_probability, **masking),
         train_dataset=blocks["train"],
         eval_dataset=blocks["held_out"],
-        callbacks=[TrainingClock(), PretrainingLine(), EarlyStoppingCallback(PATIENCE)],
+        callbacks=[TrainingClock(), PretrainingLine(), EarlyStopping(PATIENCE)],
         muon=arguments.muon,
     )
     trainer.remove_callback(PrinterCallback)

@@ -46,6 +46,7 @@ if [[ " $* " == *" --demo "* ]]; then
   extra+=(--max_length 160 --num_train_epochs 8 --pretraining_tokens 500000 --min_steps 0)
 fi
 while (($#)); do
+  if [[ $1 == --*=~/* ]]; then set -- "${1/=~\//=${HOME}/}" "${@:2}"; fi  # which the shell leaves as it is
   if [[ $1 == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi
   if [[ $1 == --* ]]; then name=${1#--}; set -- "--${name//-/_}" "${@:2}"; fi  # --dry-run is --dry_run
   case "$1" in

@@ -99,7 +99,8 @@ DECISIVE = (
     "lr_scheduler_type lr_scheduler_kwargs optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
     "max_grad_norm label_smoothing_factor bf16 fp16 tf32 data_seed dataloader_drop_last load_best_model_at_end "
     "eval_strategy eval_steps save_strategy save_steps neftune_noise_alpha train_sampling_strategy "
-    "metric_for_best_model"
+    "metric_for_best_model eval_delay eval_on_start auto_find_batch_size optim_target_modules bf16_full_eval "
+    "fp16_full_eval"
 ).split()
 
 # The arguments of the model that cannot.

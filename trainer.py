@@ -4,12 +4,14 @@ Knows nothing of folds, of result files or of the Hub.
 """
 
 import copy
+import gc
 import json
 import logging
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 from itertools import chain
@@ -19,16 +21,15 @@ import datasets
 import numpy as np
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
-    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
@@ -38,7 +39,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from backbones import encoder_fingerprint, find_backbone, load_config_and_tokenizer
 from baseline import BASELINES, Settings, TfidfClassifier
 from batches import WindowCollator, tokenize_notes
-from callbacks import EpochLine, EvaluateEvery, StopAfterEpoch, TrainingClock
+from callbacks import EarlyStopping, EpochLine, EvaluateEvery, ObedientTrainer, StopAfterEpoch, TrainingClock
 from corpus import Corpus, of_notes, read_corpus
 from data import DataArguments, Notes
 from energy import measure_power
@@ -104,8 +105,12 @@ def fit_into_memory(
     train_notes: datasets.Dataset,
     collator: WindowCollator,
     arguments: TrainingArguments,
+    copies: int,
 ):
-    """Choose micro-batch, accumulation and checkpointing in `arguments`, the notes of a step staying as many."""
+    """Choose micro-batch, accumulation and checkpointing in `arguments`, the notes of a step staying as many.
+
+    `copies` of the model wait beside it.
+    """
     longest = np.argsort(train_notes["length"])[::-1]
     plan = plan_memory(
         model.to(arguments.device),
@@ -114,6 +119,7 @@ def fit_into_memory(
         arguments.gradient_accumulation_steps,
         budget_gb,
         torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None,
+        copies,
     )
     arguments.per_device_train_batch_size = plan.micro_batch
     arguments.per_device_eval_batch_size = plan.micro_batch  # without gradients it needs less
@@ -154,7 +160,7 @@ class BatchesOfLikeLength(LengthGroupedSampler):
         self.generator.manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
 
 
-class NoteTrainer(Trainer):
+class NoteTrainer(ObedientTrainer):
     """A Trainer whose loss weighs classes and adds the experts' load-balancing loss.
 
     With a `muon_learning_rate` the matrices of the layers are trained by Muon (muon.py).
@@ -489,7 +495,8 @@ def train_network(
     if frozen and run.features.states.is_cuda:
         arguments.dataloader_pin_memory = False  # its batches are there already
     if model_args.memory_gb and not frozen:
-        fit_into_memory(model_args.memory_gb, model, encoded["train"][0], collator, arguments)
+        waiting = int(model_args.ensemble > 1)  # the start of the members after the first
+        fit_into_memory(model_args.memory_gb, model, encoded["train"][0], collator, arguments, waiting)
     arguments.num_train_epochs = epochs_to_train(model_args, arguments, len(split.train))
     if arguments.num_train_epochs > training_args.num_train_epochs:
         logger.info(
@@ -515,7 +522,7 @@ def train_network(
             its_arguments.eval_strategy, its_arguments.load_best_model_at_end = "no", False
             its_callbacks.append(StopAfterEpoch(epochs))
         elif model_args.early_stopping_patience and arguments.eval_strategy != "no":
-            its_callbacks.append(EarlyStoppingCallback(model_args.early_stopping_patience))
+            its_callbacks.append(EarlyStopping(model_args.early_stopping_patience))
         trainer = NoteTrainer(
             model=network,
             args=its_arguments,
@@ -532,16 +539,15 @@ def train_network(
         return trainer
 
     with measure_power(model_args.country_iso_code) as power:
-        members = []
-        for number in range(1, model_args.ensemble):  # each begins with the same weights, else they had no mean
-            output = folder / f"member-{number}"
+        folders = [folder / f"member-{number}" for number in range(1, model_args.ensemble)]
+        for number, output in enumerate(folders, start=1):  # each begins with the same weights, else they had no mean
             if not (output / MEMBER_FILE).is_file():  # else it was done before an interruption
                 keep_member(train_member(copy.deepcopy(model), number, output), output)
-            members.append(Member.load(output))
+                gc.collect()  # trainer and optimiser are cycles, and would stay beside the next ones
         trainer = train_member(model, 0, folder)
-        members.append(Member.of(trainer))
-    if len(members) > 1:
-        average_weights(trainer.accelerator.unwrap_model(trainer.model), members)
+        members = [*map(Member.load, folders), Member.of(trainer)]
+    if folders:
+        average_weights(trainer.accelerator.unwrap_model(trainer.model), folders)
 
     def predict(data: datasets.Dataset) -> np.ndarray:
         """Logits (notes, classes)."""
@@ -633,37 +639,39 @@ def score_validation(prediction: EvalPrediction, metric: NoteClassificationMetri
 
 @dataclass
 class Member:
-    """One training of an ensemble, done: its weights, on the processor's side, and what it took."""
+    """What one training of an ensemble took."""
 
-    weights: dict[str, torch.Tensor]
     epochs: float
     best_epoch: float
     seconds: float
 
     @classmethod
     def of(cls, trainer: NoteTrainer) -> "Member":
-        network = trainer.accelerator.unwrap_model(trainer.model)
-        weights = {name: weight.detach().cpu().contiguous() for name, weight in network.named_parameters()}
-        return cls(weights, trainer.state.epoch, trainer.best_epoch, trainer.training_seconds)
+        return cls(trainer.state.epoch, trainer.best_epoch, trainer.training_seconds)
 
     @classmethod
     def load(cls, folder: Path) -> "Member":
-        took = json.loads((folder / MEMBER_FILE).read_text(encoding="utf-8"))
-        return cls(load_file(folder / MEMBER_WEIGHTS), **took)
+        return cls(**json.loads((folder / MEMBER_FILE).read_text(encoding="utf-8")))
 
 
 def keep_member(trainer: NoteTrainer, folder: Path):
-    """Write what `Member.load` reads; the file that says it is whole comes last."""
-    member = Member.of(trainer)
+    """Write its weights and what it took; the file that says it is whole comes last."""
     if trainer.is_world_process_zero():
-        save_file(member.weights, folder / MEMBER_WEIGHTS)
-        took = {name: getattr(member, name) for name in ("epochs", "best_epoch", "seconds")}
-        write_json(folder / MEMBER_FILE, took)
+        network = trainer.accelerator.unwrap_model(trainer.model)
+        weights = {name: weight.detach().cpu().contiguous() for name, weight in network.named_parameters()}
+        save_file(weights, folder / MEMBER_WEIGHTS)
+        write_json(folder / MEMBER_FILE, asdict(Member.of(trainer)))
     trainer.args.distributed_state.wait_for_everyone()
 
 
 @torch.no_grad()
-def average_weights(network: torch.nn.Module, members: list[Member]):
-    """Give the network the mean of the members' weights (Wortsman et al. 2022, arXiv 2203.05482)."""
-    for name, weight in network.named_parameters():
-        weight.copy_(torch.stack([member.weights[name].float() for member in members]).mean(dim=0))
+def average_weights(network: torch.nn.Module, folders: list[Path]):
+    """Give the network the mean of its weights and those of the members in `folders`, in place.
+
+    (Wortsman et al. 2022, arXiv 2203.05482.) A weight at a time: none of the others is in memory as a whole.
+    """
+    with ExitStack() as stack:
+        members = [stack.enter_context(safe_open(folder / MEMBER_WEIGHTS, framework="pt")) for folder in folders]
+        for name, weight in network.named_parameters():
+            theirs = [member.get_tensor(name).float() for member in members]
+            weight.copy_(torch.stack([*theirs, weight.cpu().float()]).mean(dim=0))

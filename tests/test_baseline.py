@@ -1,5 +1,6 @@
 """The TF-IDF baseline learns, is chosen on validation alone, and comes back from disk without pickle."""
 
+import unicodedata
 import zipfile
 from functools import cache
 from itertools import product, starmap
@@ -85,6 +86,15 @@ def test_saved_and_loaded(task, power, tmp_path):
     texts, _ = make_corpus(task, 2)
     assert (loaded.predict_probabilities(texts) == model.predict_probabilities(texts)).all()
     assert loaded.count_parameters() == model.count_parameters()
+
+
+def test_both_forms_of_a_letter_are_the_same():
+    """As texts from macOS have them: an accent of its own after its letter."""
+    texts, _ = make_corpus("multi-class", 2)
+    decomposed = [unicodedata.normalize("NFD", text) for text in texts]
+    assert decomposed != texts
+    model = fit("multi-class")
+    assert (model.predict_probabilities(decomposed) == model.predict_probabilities(texts)).all()
 
 
 def test_a_label_that_every_training_note_has_is_saved_too(tmp_path):

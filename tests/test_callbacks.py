@@ -5,9 +5,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from callbacks import EvaluateEvery, PretrainingLine, StopAfterEpoch, TrainingClock
+from callbacks import EarlyStopping, EvaluateEvery, PretrainingLine, StopAfterEpoch, TrainingClock
 
 
 def test_the_clock_goes_on_after_a_checkpoint():
@@ -30,6 +30,15 @@ def test_training_stops_after_the_epoch(epoch, stops):
     control = TrainerControl(should_save=True)
     StopAfterEpoch(2).on_epoch_end(None, TrainerState(epoch=epoch), control)
     assert control.should_training_stop == stops != control.should_save
+
+
+@pytest.mark.parametrize(("worse", "stops"), [(1, False), (2, True)])
+def test_what_was_stopped_early_stays_so(tmp_path, worse, stops):
+    how = dict(eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="f1")
+    stopping, control = EarlyStopping(2), TrainerControl()
+    stopping.early_stopping_patience_counter = worse
+    stopping.on_train_begin(TrainingArguments(output_dir=str(tmp_path), **how), TrainerState(), control)
+    assert control.should_training_stop == stops
 
 
 def test_pretraining_tells_step_losses_and_time_left(caplog):

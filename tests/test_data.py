@@ -198,6 +198,19 @@ def test_hub_hidden_labels_are_not_the_last_class(monkeypatch):
         load("someone/notes")
 
 
+def test_hub_hidden_lists_of_labels_are_not_the_last_class(monkeypatch):
+    names = datasets.ClassLabel(names=["toux", "fièvre"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.List(names)})
+    labels = [[0], [], [1, 0], [-1, -1]]
+    rows = datasets.Dataset.from_dict({"text": list("abcd"), "label": labels}, features=features)
+    parts = {"train": rows.select(range(3)), "test": rows.select([3])}
+    monkeypatch.setattr(data, "load_dataset", lambda *arguments, **options: parts)
+    with pytest.raises(DataError, match=r"Unlabeled notes in 1 row \(4\)"):
+        load("someone/notes")
+    parts["test"] = rows.select([0])
+    assert load("someone/notes").labels.tolist() == [[1, 0], [0, 0], [1, 1], [1, 0]]
+
+
 def test_a_declared_class_without_notes_is_left_out(monkeypatch, caplog):
     hub(monkeypatch, train=[2, 0, 0, 0], test=[0, 2])
     notes = load("someone/notes")
@@ -320,6 +333,23 @@ def test_lists_written_as_text(write):
         load(write({"text": TEXTS, "label": [["a", "b"], ["a"], ["b"]]}, "notes.csv"))
 
 
+def test_lists_written_as_text_with_a_separator(write):
+    path = write({"text": TEXTS, "label": ["['a', 'b']", "['a']", "['b']"]}, "notes.csv")
+    with pytest.raises(DataError, match="lists written as text: .* without brackets and quotation marks"):
+        load(path, label_separator=",")
+
+
+@pytest.mark.parametrize("rows", [[[0, 1, 0], [1, 0, 0], [0, 1, 1]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
+def test_rows_of_0_and_1_are_not_taken_for_names(write, rows):
+    with pytest.raises(DataError, match="Column label holds rows of 0 and 1: write the names of a note's labels"):
+        load(write({"text": TEXTS, "label": rows}))
+
+
+def test_labels_named_0_and_1(write):
+    notes = load(write({"text": TEXTS, "label": [["0"], ["1"], ["0", "1"]]}))
+    assert notes.labels.tolist() == [[1, 0], [0, 1], [1, 1]]
+
+
 def test_a_word_among_lists_is_not_spelled_out(write):
     path = write('{"text": "x", "label": ["toux"]}\n{"text": "y", "label": "fièvre"}\n')
     with pytest.raises(DataError, match=r"Column label holds no list in 1 row \(2\)"):
@@ -399,6 +429,11 @@ def test_many_rows_are_counted_not_listed(write):
 @pytest.mark.parametrize(("column", "options"), [("id", {}), ("note_id", {}), ("key", {"id_column": "key"})])
 def test_ids(write, column, options):
     assert load(write(TABLE.assign(**{column: ["n1", "n2", "n3"]})), **options).ids.tolist() == ["n1", "n2", "n3"]
+
+
+def test_ids_that_pandas_kept_as_an_index(write, tmp_path):
+    TABLE.assign(note_id=["c", "a", "b"]).set_index("note_id").to_parquet(tmp_path / "notes.parquet")
+    assert load(tmp_path / "notes.parquet").ids.tolist() == ["c", "a", "b"]
 
 
 def test_duplicate_ids(write):
@@ -490,6 +525,8 @@ def test_not_utf8(tmp_path, name):
         ("notes.csv", f'text,label\n"{MARKER} tousse,0\n"Toux",1\nok,0\n', "quotation mark .* begins in line 2"),
         ("notes.tsv", f'text\tlabel\n"{MARKER}" dit-il\t0\nok\t1\n', "quotation mark .* begins in line 2"),
         ("notes.tsv", f"text\tlabel\nok\t1\n{MARKER}\tx\t0\n", r"not a readable tsv file \(line 3\)"),
+        # with a separator of labels, pandas would make a note without labels of it
+        ("notes.csv", f"text,label\nok,1\n{MARKER}\nok,0\n", r"not a readable csv file \(line 3\)"),
         ("notes.jsonl", f'{{"text": "{MARKER}" "label": 1}}\n', "not a readable jsonl file"),
         ("notes.jsonl", f"{MARKER}\n", "not a readable jsonl file"),
         ("notes.parquet", f"{MARKER}\n", "not a readable parquet file"),

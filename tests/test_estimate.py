@@ -53,8 +53,10 @@ def test_many_short_epochs_are_looked_at_as_rarely_as_few_long_ones(a_run):
 
 
 def test_a_limit_of_steps_is_a_number_of_epochs(a_run):
-    run = a_run("--model", "transformer", "--max_steps", "30", "--per_device_train_batch_size", "4")
-    assert estimate(run, SPLITS, SPEED, 0)["epochs"] == 30 * 4 / 60
+    limits = "--num_train_epochs 1 --max_steps 30 --per_device_train_batch_size 4"
+    known = estimate(a_run("--model", "transformer", *limits.split()), SPLITS, SPEED, 0)
+    assert known["epochs"] == 30 * 4 / 60
+    assert known["training_hours"] == pytest.approx(3 * 2 * (60 * 2.0 + 20 * 0.5 + 10.0) / 3600)  # each is looked at
 
 
 def test_who_shares_a_probe(a_run, encoder_folder):

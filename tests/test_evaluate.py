@@ -431,6 +431,7 @@ def test_damaged_file_is_named_and_left_out(runs, evaluate, content, problem):
         ({"cost__training_hours": None}, "cost.training_hours is of the wrong type, NoneType"),
         ({"data__splits__test": {}}, "lacks data.splits.test.notes"),
         ({"metrics": {"collapsed": False}}, "lacks metrics.accuracy"),
+        ({"run__seeds": "0 1"}, "run.seeds is no list of numbers"),
     ],
 )
 def test_wrong_field_is_named(tmp_path, change, problem):

@@ -42,7 +42,8 @@ def encoder(folder, tuning="full"):
 
 
 def gb_needed(model, micro_batch, accumulation, checkpointing=False, autocast_dtype=None):
-    return measure_need(model, make_batch, autocast_dtype, checkpointing)(micro_batch, accumulation) / 1e9
+    needed_bytes = measure_need(model, make_batch, autocast_dtype, checkpointing, state_bytes(model))
+    return needed_bytes(micro_batch, accumulation) / 1e9
 
 
 def test_live_bytes_by_hand():
@@ -69,7 +70,7 @@ def test_live_bytes_by_hand():
 
 def test_peak_of_a_larger_micro_batch_is_extrapolated_from_two_and_three_notes():
     model = scratch()
-    needed_bytes = measure_need(model, make_batch, None, checkpointing=False)
+    needed_bytes = measure_need(model, make_batch, None, checkpointing=False, state=state_bytes(model))
     model.train()
     model.zero_grad()
     with LiveBytes(model) as live:
@@ -97,6 +98,13 @@ def test_state_of_lora_has_moments_for_what_is_trained_only(encoder_folder):
     assert 0 < trained < everything / 4
     assert state_bytes(lora) == everything + 2 * trained
     assert gb_needed(lora, 1, 2) < gb_needed(full, 1, 2)
+
+
+def test_a_copy_that_waits_is_in_the_budget():
+    model = scratch()
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
+    alone, beside = (plan_memory(model, make_batch, 4, 1, 1.0, None, copies).expected_gb for copies in (0, 1))
+    assert beside - alone == pytest.approx(ALLOCATOR_OVERHEAD * parameters / 1e9)
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from heads import EncoderWithHeadForSequenceClassification
-from models import suit_cpu, written_out_attention
+from models import add_lora, count_parameters, suit_cpu, written_out_attention
 from scratch_model import FastDropout
 
 SIZES = dict(vocab_size=60, pad_token_id=1, bos_token_id=0, eos_token_id=2)
@@ -103,3 +103,13 @@ def test_dropout_keeps_its_probability():
     assert isinstance(model[0], FastDropout) and (model[0].p, model[1][0].p) == (0.25, 0.5)
     kept = (model[0](torch.ones(100_000)) != 0).float().mean()
     assert abs(kept - 0.75) < 0.01
+
+
+def test_with_lora_the_head_is_counted_once(tmp_path):
+    ENCODERS["camembert"]().save_pretrained(tmp_path)
+    model = EncoderWithHeadForSequenceClassification.from_encoder(tmp_path, head="adapter", tuning="lora")
+    before = count_parameters(model)["total_parameters"]
+    ours = sum(p.numel() for p in [*model.head.parameters(), *model.classifier.parameters()])
+    lora = 2 * 4 * 2 * (2 * 32)  # layers, projections, matrices of rank 2
+    counted = count_parameters(add_lora(model, rank=2))
+    assert counted == {"trainable_parameters": ours + lora, "total_parameters": before + lora}

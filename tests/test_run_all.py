@@ -118,6 +118,9 @@ def test_paths_are_as_seen_from_where_it_was_called(tmp_path):
     logs = here / "out" / "logs"  # a folder goes before what the Hub has under its name
     assert f"|--model|{here}/drbert|" in (logs / "drbert-grn-full.log").read_text()
     assert "|--model|tfidf|" in (logs / "tfidf.log").read_text()
+    # after an equals sign the shell leaves a tilde as it is
+    plan = run_all("--demo", "--dry-run", "--output=~/out", cwd=here, HOME=str(tmp_path / "my home"))
+    assert f"into {tmp_path}/my home/out/" in plan.stdout
 
 
 def test_what_train_py_is_given(tmp_path):

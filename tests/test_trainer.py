@@ -260,6 +260,21 @@ def test_frozen_checkpoints_hold_the_head_alone(notes_file, tmp_path, encoder_fo
     assert str(encoder_folder) not in (tmp_path / "kept" / "config.json").read_text()
 
 
+def test_a_run_killed_after_early_stopping_trains_no_further(notes_file, tmp_path, monkeypatch):
+    """Where a fourth epoch would have been the best one."""
+    scores = iter([0.5, 0.4, 0.3, 0.9, 0.9])
+    monkeypatch.setattr(trainer, "score_validation", lambda *_: {"f1_positive": next(scores)})
+    options = "--num_train_epochs 5 --early_stopping_patience 2 --metric_for_best_model f1_positive".split()
+    run, split = run_for(notes_file, tmp_path, *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(NoteTrainer, "_load_best_model", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train_network(run, split, 0, tmp_path / "fold")
+    trained = train_network(run, split, 0, tmp_path / "fold")
+    assert (trained.cost["epochs"], trained.cost["best_epoch"]) == (3, 1)
+    assert next(scores) == 0.9
+
+
 def test_a_memory_budget_changes_the_micro_batch_and_not_the_steps(notes_file, tmp_path, caplog):
     caplog.set_level("INFO")
     steps = {}
@@ -344,8 +359,8 @@ def test_an_ensemble_is_the_mean_of_its_members(notes_file, tmp_path, encoder_fo
     single = train_network(alone, split, 0, tmp_path / "single")
     assert not np.allclose(probabilities, single.predict(split.test))
     # the mean of the two weights, where one of them is put in by hand
-    zeros = {name: torch.zeros_like(weight) for name, weight in other.weights.items()}
-    save_file(zeros, folder / "member-1" / "member.safetensors")
+    weights = folder / "member-1" / "member.safetensors"
+    save_file({name: torch.zeros_like(weight) for name, weight in load_file(weights).items()}, weights)
     again = train_network(run, split, 0, folder)
     again.save(tmp_path / "kept", None)
     single.save(tmp_path / "kept-single", None)
