@@ -71,9 +71,13 @@ def resolve_commit(backbone: Backbone) -> str | None:
     """The commit that the encoder's revision, or its newest state, means now; None for a local folder.
 
     Raises:
-        BackboneError: neither the cache nor the Hub knows it.
+        BackboneError: neither the cache nor the Hub knows it; a revision of a folder.
     """
     if is_local(backbone):
+        if backbone.revision is not None:
+            raise BackboneError(
+                f"--model_revision {backbone.revision}: {backbone.hub_id} is a folder, which has none; leave it out."
+            )
         return None
     try:
         return resolve_revision(backbone.hub_id, revision=backbone.revision).resolved
@@ -125,6 +129,8 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
         )
     if len(tokenizer) > config.vocab_size:
         raise BackboneError(f"{name}: {len(tokenizer)} tokens in the tokenizer, {config.vocab_size} in the model.")
+    # by which batches know how far they may be padded; not every tokenizer says it
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_input(config) or tokenizer.model_max_length)
     return config, tokenizer
 
 

@@ -21,6 +21,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from calibration import log_loss
 from metrics import SELECTION_METRIC, NoteClassificationMetric, selecting_score, tune_thresholds
 from naive_bayes import POWERS, fit_weighted, weigh
+from tokenization import WORD
 
 BASELINES = {"tfidf": (0,), "tfidf-nb": POWERS}  # name -> powers of the naive Bayes weights to choose from
 # The grid is ours: half-decades of C around the library's default of 1.
@@ -41,7 +42,7 @@ class Settings:
 
 def build_features() -> FeatureUnion:
     """The vectoriser; a feature must occur in two notes at least."""
-    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=WORD)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2, sublinear_tf=True)
     return FeatureUnion([("words", words), ("characters", characters)])
 

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from data import READERS, DataArguments, DataError, Notes, read_unlabeled
+from tokenization import WORD
 
 logger = logging.getLogger(__name__)
 
@@ -96,23 +97,39 @@ def read_corpus(
             if tables and files:
                 logger.info("%s: tables read; beside them %d .txt files are not", source, len(files))
                 files = []
-            found = Corpus([_read_text(file) for file in files], [(file.stem,) for file in files])
+            found = Corpus([_read_text(file) for file in files], _name_files(files, path, group_column is not None))
             for table in tables:
                 found = found + _read_table(str(table), columns)
         elif path.suffix.lower() == ".txt":
-            lines = [line for line in _read_text(path).splitlines() if line.strip()]
+            # (splitlines would cut at the page breaks of a PDF too)
+            lines = [line for line in _read_text(path).split("\n") if line.strip()]
             found = Corpus(lines, [()] * len(lines))
         else:
             found = _read_table(source, columns)
         if group_column and path.suffix.lower() == ".txt":
             _warn_of_unnamed(source, "no line names its patient")
         elif group_column and path.is_dir() and not tables:
-            _warn_of_unnamed(source, "a file is taken for its patient's only one")
+            _warn_of_unnamed(source, "patients go by the names of files and folders alone")
         found = found.select(row for row, text in enumerate(found.texts) if text.strip())
         if not len(found):
             raise DataError(f"--unlabeled {source}: no text in it; give text files, tables with text, or folders.")
         corpus = corpus + found
     return corpus
+
+
+def _name_files(files: list[Path], folder: Path, named_by_folders: bool) -> list[tuple[str, ...]]:
+    """Names of documents that are a file each: of the file and, if asked for, of the folders around it.
+
+    The patient is the folder where there are more folders than names of files, as in patient7/letter.txt, else the
+    file, as in 2024/p7.txt (ours).
+    """
+    around = [file.parent.relative_to(folder) for file in files]
+    of_folders = len(set(around)) > len({file.stem for file in files})
+    names = []
+    for file, folders in zip(files, around, strict=True):
+        of_document = [*(folders.parts if named_by_folders else ()), file.stem]
+        names.append((*of_document, str(folders)) if of_folders else (*of_document,))
+    return names
 
 
 def _read_text(path: Path) -> str:
@@ -137,8 +154,8 @@ def _read_table(source: str, columns: dict[str, str | None]) -> Corpus:
 
 def _warn_of_unnamed(source: str, why: str):
     logger.warning(
-        "--unlabeled %s: %s, so other letters of held-out patients are not known there, and a name that is in five "
-        "letters of one patient may come into the vocabulary",
+        "--unlabeled %s: %s; other letters of held-out patients are not known where nothing names them, and a name "
+        "that is in five letters of one patient may come into the vocabulary",
         source, why,
     )  # fmt: skip
 
@@ -175,6 +192,13 @@ def remove_held_out(corpus: Corpus, held_out: Corpus, training: int = 0) -> tupl
             seen.add(key)
             kept.append(int(row))
     copies = len(corpus) - int(named.sum()) - int(leaking.sum()) - len(kept)
+    further, gone = len(corpus) - training, int((named | leaking)[training:].sum())
+    if gone > further / 2:
+        logger.warning(
+            "  %d of the %d --unlabeled documents belong to held-out notes or hold one: are they what a document is, "
+            "as a letter? (of a folder, each .txt file is one)",
+            gone, further,
+        )  # fmt: skip
     return corpus.select(kept), Removed(int(named.sum()), int(leaking.sum()), copies)
 
 
@@ -221,7 +245,7 @@ def _shingles_of_share(words: list[str], shingles: np.ndarray) -> float:
 def split_words(text: str) -> list[str]:
     """In lower case and without punctuation: what two copies of a note share however they were stored."""
     # NFKC: an accent may be stored as a character of its own, at which \w+ would end a word
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+    return re.findall(WORD, unicodedata.normalize("NFKC", text).casefold())
 
 
 def _hash_shingles(words: list[str], hashes: dict[str, np.uint64]) -> np.ndarray:

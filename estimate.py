@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import argparse
 import copy
+import json
 import logging
 import subprocess
 import sys
@@ -36,7 +37,7 @@ from data import DataArguments, DataError, Notes, load_notes
 from machine import available_cores
 from memory import MemoryBudgetError
 from models import TUNINGS, prepare_encoder
-from pretrain import ArgumentError
+from pretrain import REPORT_FILE, ArgumentError
 from results import SCHEMA_VERSION, write_json
 from splits import Split, draw_splits, draw_training_parts
 from train import check_selection, parse_arguments, tell_unforeseen
@@ -62,6 +63,7 @@ class Speed:
     fitting: float = 0.0  # a training note, of an n-gram branch
     features: float = 0.0  # a note, in the encoder's one pass over the corpus
     pretraining: float = 0.0  # a token, of a model pretrained in-house
+    pretraining_evaluation: float = 0.0  # all evaluations of a pretraining: as many, however long it is
 
     def epoch(self, split: Split, every: int = 1) -> float:
         """Of a training that looks at validation, and saves, after every so many epochs."""
@@ -137,7 +139,10 @@ def probe(run: Run, folder: Path) -> Speed:
         trained = train_network(run, split, 0, Path(checkpoints), callbacks=[clock])
         pretraining = trained.cost["pretraining_hours"] * 3600 if model_args.kind == "in-house" else 0.0
         speed.setting_up = time.perf_counter() - started - trained.cost["training_hours"] * 3600 - pretraining
-        speed.pretraining = pretraining / PROBE_TOKENS
+        if model_args.kind == "in-house":
+            report = json.loads((run.pretrain(split) / REPORT_FILE).read_text(encoding="utf-8"))
+            speed.pretraining_evaluation = report["cost"]["evaluation_hours"] * 3600
+            speed.pretraining = (pretraining - speed.pretraining_evaluation) / PROBE_TOKENS
     speed.training, speed.evaluation = clock.training / count, clock.evaluation / PROBE_NOTES
     speed.saving = clock.saving
     if model_args.ngram_branch:
@@ -176,7 +181,7 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
     # seeds share it, and folds too where it sees the unlabeled text alone, or all notes
     each = run.model_args.pretrain_on == "training-notes" and not run.model_args.transductive
     times = len(splits) if each else 1
-    pretraining = speed.pretraining * run.model_args.pretraining_tokens * times
+    pretraining = (speed.pretraining * run.model_args.pretraining_tokens + speed.pretraining_evaluation) * times
     seconds = training + pretraining + speed.evaluation * predicted + speed.setting_up * folds + start_up
     return {
         "hours": seconds / 3600,

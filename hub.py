@@ -102,6 +102,7 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         what = f"a small Transformer trained from scratch ({run['model']})"
     further_alone = model["pretraining"] and not model["pretraining"].get("training_notes", True)
     read = "further text" if further_alone else "the notes too"
+    has_own_tokenizer = model["pretraining"] is not None and model["pretraining"].get("own_tokenizer", False)
     if model["pretraining"] and not is_scratch:
         what += "; the encoder was pretrained in-house"
     elif model["pretraining"]:
@@ -174,7 +175,8 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         activation="sigmoid()" if facts["task"] == "multi-label" else "softmax(-1)",
         max_length=facts["max_length"],
         longer=LONGER * (facts["long_notes"] == "windows"),
-        vocabulary=SCRATCH_VOCABULARY.format(text=read) * is_scratch + NGRAMS * (model["logit_weights"] is not None),
+        vocabulary=SCRATCH_VOCABULARY.format(text=read) * (is_scratch or has_own_tokenizer)
+        + NGRAMS * (model["logit_weights"] is not None),
     )
     ModelCard(card).save(folder / "README.md")
 

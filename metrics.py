@@ -53,6 +53,8 @@ def tune_thresholds(probabilities: np.ndarray, labels: np.ndarray, task: str) ->
     if task == "multi-class":
         return None
     if task == "binary":  # macro F1: the mean of both classes
+        if len(np.unique(labels)) == 1:  # which of its notes are alone tells nothing of where the other's would be
+            return [0.5]
         positive, negative = _f1_at_thresholds(labels == 1, probabilities[:, 1])
         return [_middle_of_the_best(positive + negative)]
     columns = zip(labels.T, probabilities.T, strict=True)
@@ -71,20 +73,22 @@ def _middle_of_the_best(scores: np.ndarray) -> float:
 def _f1_at_thresholds(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """F1 of a class and of its complement at every threshold of the grid, to be expected; 0 where there is no note."""
     inside, outside = scores[truth], scores[~truth]
-    found, false_alarms = _expected_above(inside), _expected_above(outside)
+    found, false_alarms = _expected_above(inside, outside), _expected_above(outside, inside)
     missed, rejected = len(inside) - found, len(outside) - false_alarms
     mistakes = missed + false_alarms
     return tuple(2 * hits / np.maximum(2 * hits + mistakes, 1) for hits in (found, rejected))
 
 
-def _expected_above(scores: np.ndarray) -> np.ndarray:
+def _expected_above(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
     """How many of as many further scores would reach each threshold of the grid.
 
-    Each stands for a normal distribution of such scores, as wide as Scott's rule says: standard deviation x n^(-1/5).
+    Each stands for a normal distribution of such scores, as wide as Scott's rule says: standard deviation x n^(-1/5);
+    of a single score that of the `others`, those of the complement (ours).
     """
     if not len(scores):
         return np.zeros(len(THRESHOLD_GRID))
-    width = max(scores.std() * len(scores) ** -0.2, 1e-9)
+    alike = others if len(scores) == 1 and len(others) else scores
+    width = max(alike.std() * len(scores) ** -0.2, 1e-9)
     return ndtr((scores[:, np.newaxis] - THRESHOLD_GRID) / width).sum(axis=0)
 
 

@@ -19,14 +19,17 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from naive_bayes import POWERS, fit_weighted, weigh
 from scratch_model import NgramBranch
+from tokenization import UNSPACED
 
 C = 10.0  # inverse strength of the penalty (ours)
 ALIKE = 10.0  # how strongly the weights of the logits are drawn towards each other (ours)
 NEVER = -10.0  # the logit of a class that no training note has
 MIN_NOTES = 2  # a bucket of fewer training notes says nothing
+IN_WORD = re.compile(f"[^\\W_{UNSPACED}]|[\udc80-\udcff]")
 ENCODER = "encoder"  # among the weights of the logits
 # name -> number of the vector, power of its naive Bayes weights
 FITS = {
@@ -188,12 +191,18 @@ def choose_weights(logits: dict[str, np.ndarray], labels: np.ndarray, task: str)
 def spell_tokens(tokenizer: PreTrainedTokenizerBase, tokens: int, width: int) -> torch.Tensor:
     """(tokens, width): the numbers of each token's characters in lower case, then zeros; special tokens have none.
 
-    The number of a character is twice its Unicode code point, plus one if it is part of a word (a letter or digit).
+    The number of a character is twice its Unicode code point, plus one if it is part of a word: a letter or digit, but
+    of the scripts without spaces, where each is a word. Half a character, which a byte-level token may be, has the
+    numbers of its bytes (surrogate escapes, as PEP 383), taken for letters.
     """
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     spelling = torch.zeros(tokens, width, dtype=torch.int32)
     for token in set(range(min(tokens, len(tokenizer)))).difference(tokenizer.all_special_ids):
-        text = re.sub(r"\s", " ", tokenizer.decode([token]).lower()[:width])
-        # half a character, which a byte-level token may be, is a letter more often than not
-        characters = [2 * ord(character) + (character.isalnum() or character == "\ufffd") for character in text]
+        text = tokenizer.decode([token])
+        if "\ufffd" in text:
+            raw = bytes(byte_of[character] for character in tokenizer.convert_ids_to_tokens(token))
+            text = raw.decode("utf-8", errors="surrogateescape")
+        text = re.sub(r"\s", " ", text.lower()[:width])
+        characters = [2 * ord(character) + bool(IN_WORD.fullmatch(character)) for character in text]
         spelling[token, : len(characters)] = torch.tensor(characters, dtype=torch.int32)
     return spelling

@@ -70,6 +70,7 @@ logger = logging.getLogger("train")
 # name -> its usual tokenizer
 ARCHITECTURES = {"camembert": "unigram", "roberta": "bpe", "bert": "wordpiece"} | dict.fromkeys(SCRATCH_MODELS, "bpe")
 MIN_DOCUMENTS, MIN_HELD_OUT, MAX_HELD_OUT = 20, 5, 100
+LARGEST_HELD_OUT = 0.01  # share of all characters; of few documents, three times the mean (ours)
 REPORT_FILE = "pretrain.json"
 CODE = ("pretrain.py", "corpus.py", "tokenization.py", "scratch_model.py", "muon.py")  # what an encoder depends on
 
@@ -82,7 +83,7 @@ COMMON_RECIPE = dict(
     eval_strategy="steps",
     eval_steps=0.05,
     save_steps=0.05,
-    save_total_limit=1,
+    save_total_limit=2,  # the best and the last: by that a run which was killed after its end knows that it ended
     load_best_model_at_end=True,  # by the held-out loss
     restore_callback_states_from_checkpoint=True,
     remove_unused_columns=False,  # the collator needs special_tokens_mask
@@ -329,12 +330,6 @@ def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transduct
         corpus = corpus + held_out
     corpus, removed = remove_held_out(corpus, Corpus([], []) if transductive else held_out, len(training))
     logger.info("  text: %d documents; left out: %s", len(corpus), removed)
-    if len(unlabeled) and removed.by_name + removed.by_content > len(unlabeled) / 2:
-        logger.warning(
-            "  more than half of the %d --unlabeled documents belong to held-out notes or hold one: are they what a "
-            "document is, as a letter? (of a folder, each .txt file is one)",
-            len(unlabeled),
-        )
     if len(corpus) < MIN_DOCUMENTS:
         raise DataError(
             f"{len(corpus)} different documents to pretrain on; at least {MIN_DOCUMENTS} are needed (left out: "
@@ -389,11 +384,13 @@ def read_text(arguments: PretrainArguments) -> PretrainingText:
     return gather_text(training, held_out, unlabeled, arguments.transductive)
 
 
-def hold_out(documents: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the documents to train on, and of those to measure the loss on."""
-    order = np.random.default_rng(seed).permutation(documents)
-    count = min(max(MIN_HELD_OUT, round(fraction * documents)), MAX_HELD_OUT)
-    return np.sort(order[count:]), np.sort(order[:count])
+def hold_out(texts: list[str], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the documents to train on, and of those to measure the loss on: none that is much of all text."""
+    sizes = np.array([*map(len, texts)])
+    order = np.random.default_rng(seed).permutation(len(texts))
+    order = order[(sizes <= sizes.sum() * max(LARGEST_HELD_OUT, 3 / len(texts)))[order]]
+    held_out = np.sort(order[: min(max(MIN_HELD_OUT, round(fraction * len(texts))), MAX_HELD_OUT)])
+    return np.setdiff1d(np.arange(len(texts)), held_out), held_out
 
 
 def pack_blocks(
@@ -609,7 +606,7 @@ def train_masked_lm(
     checkpoints = output / "checkpoints"
     arguments = replace(arguments)  # `load_existing` may lower its max_length
     settings = resolve_settings(arguments, training_args, text)
-    rows = hold_out(len(text.corpus), arguments.held_out_fraction, training_args.seed)
+    rows = hold_out(text.corpus.texts, arguments.held_out_fraction, training_args.seed)
     train, held_out = map(text.corpus.select, rows)
     set_seed(training_args.seed)  # before the model exists
     model, tokenizer = build_new(arguments, train) if arguments.model is None else load_existing(arguments)
@@ -630,21 +627,24 @@ def train_masked_lm(
     trainer_args = copy.copy(training_args)
     trainer_args.output_dir = str(checkpoints)
     trainer_args.hub_token = None  # checkpoints hold the arguments
-    masking = dict(pad_to_multiple_of=8)
+    # (blocks have max_length tokens, which may be all that the encoder takes)
+    masking = dict(pad_to_multiple_of=8 if arguments.max_length % 8 == 0 else None)
     if arguments.whole_word_mask:  # a word is then always replaced by masks, and offsets cannot be padded
-        masking = dict(whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0)
+        masking |= dict(whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0, pad_to_multiple_of=None)
+    stopping = [EarlyStopping(PATIENCE)] if training_args.load_best_model_at_end else []
     trainer = MaskedLanguageModelTrainer(
         model=model,
         args=trainer_args,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=arguments.mlm_probability, **masking),
         train_dataset=blocks["train"],
         eval_dataset=blocks["held_out"],
-        callbacks=[TrainingClock(), PretrainingLine(), EarlyStopping(PATIENCE)],
+        callbacks=[TrainingClock(), PretrainingLine(), *stopping],
         muon=arguments.muon,
     )
     trainer.remove_callback(PrinterCallback)
     loss_before = trainer.evaluate()["eval_loss"]
     trainer.train(resume_from_checkpoint=checkpoint)
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history)
     loss = trainer.evaluate()["eval_loss"]
     if not math.isfinite(loss):
         raise ArgumentError(f"The held-out loss is {loss}: training diverged; give a lower --learning_rate.")
@@ -661,7 +661,11 @@ def train_masked_lm(
         "held_out_documents": len(held_out),
         "tokens": {name: sum(len(block["input_ids"]) for block in part) for name, part in blocks.items()},
         "held_out": {"loss_before": loss_before, "loss": loss, "perplexity": math.exp(loss)},
-        "cost": {"training_hours": TrainingClock.of(trainer).seconds / 3600, "steps": trainer.state.global_step},
+        "cost": {
+            "training_hours": TrainingClock.of(trainer).seconds / 3600,
+            "evaluation_hours": evaluating / 3600,  # that are in the former
+            "steps": trainer.state.global_step,
+        },
         "environment": describe_environment(),
     }
     if trainer.is_world_process_zero():
@@ -669,8 +673,8 @@ def train_masked_lm(
         # Not by Trainer.save_model, which adds a pickle of the arguments.
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output)
         tokenizer.save_pretrained(output)
-        shutil.rmtree(checkpoints)
         write_json(output / REPORT_FILE, report)
+        shutil.rmtree(checkpoints)
     logger.info(
         "  pretrained: %s, %.1f M parameters, vocabulary %d; %d steps in %.3f h; held-out loss %.3f -> %.3f "
         "(perplexity %.1f)",
@@ -733,8 +737,9 @@ def pretrain_in_house(
 def describe_pretraining(name: str, report: dict) -> dict:
     """What a result file says of the pretraining of its model; `report` is what pretrain.json holds."""
     facts = ("documents", "training_notes", "removed", "transductive", "tokens", "held_out")
+    described = {"id": name, **{name: report[name] for name in facts}}
     # (which notes were kept out an encoder of before does not say)
-    return {"id": name, **{name: report[name] for name in facts}, "kept_out": report.get("kept_out")}
+    return described | {"kept_out": report.get("kept_out"), "own_tokenizer": report["arguments"]["model"] is None}
 
 
 def main(argv: list[str] | None = None) -> int:

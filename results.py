@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -56,12 +57,21 @@ def read_finished(folder: Path) -> dict | None:
 
 
 def discard_foreign_checkpoints(folder: Path, settings: dict):
-    """Delete the checkpoints of an interrupted run unless it had the same settings; else they are resumed."""
+    """Delete the checkpoints of an interrupted run unless it had the same settings; else they are resumed.
+
+    Each says where the best one is, by a path of where the folder was then, and the Trainer gives up one that it does
+    not find: so these are told where the folder is now.
+    """
     stored = folder / "settings.json"
     if folder.is_dir() and not (stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) == settings):
         logger.warning("  checkpoints of an interrupted run with other settings are discarded")
         shutil.rmtree(folder)
     write_json(stored, settings)
+    for path in folder.rglob("checkpoint-*/trainer_state.json"):
+        with suppress(ValueError):  # cut off: it is not resumed
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if best := state.get("best_model_checkpoint"):
+                write_json(path, state | {"best_model_checkpoint": str(path.parent.with_name(Path(best).name))})
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:

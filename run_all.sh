@@ -16,7 +16,8 @@
 #   --price-per-hour R what an hour of the machine costs, in any currency: the report then has prices
 #   --average A        of precision, recall and F1 in the report: macro (default), weighted, positive or micro
 #   --dry-run          print the plan with the hours it will take, from a short probe of each kind of run, and stop
-# Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size.
+# Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size: one that is for
+# some models only, as --ensemble, needs --models.
 # A run that fails does not stop the others; what is finished is kept when the command is given again (without
 # --overwrite, which begins each run anew).
 set -euo pipefail
@@ -112,6 +113,7 @@ if [[ ${invoked_from} != "${PWD}" ]]; then
   models=$(IFS=,; echo "${names[*]}")
 fi
 
+if [[ ${CUDA_VISIBLE_DEVICES-0} == -1 ]]; then export CUDA_VISIBLE_DEVICES=; fi  # another way to say: none
 # Several runs of one thread each get more done than one run of several threads: batches are small. A run of a base-size
 # encoder that is trained wants 4 GB, all others less.
 memory=$(awk '/^MemAvailable/ {print int($2 / 1e6)}' /proc/meminfo)
@@ -238,24 +240,35 @@ set_arguments() {  # of train.py, from a line of the plan
   if [[ ${model} =~ ^(moe-)?transformer-pretrained$ ]]; then arguments+=(--cache_dir "${output}/pretrained"); fi
 }
 run() {
-  local number=$1 id=$2 began=${SECONDS} log="${output}/logs/$2.log"
+  local number=$1 id=$2 began=${SECONDS} log="${output}/logs/$2.log" earlier=0
   set_arguments "${@:2}"
-  if "${launch[@]}" train.py "${arguments[@]}" ${extra[@]+"${extra[@]}"} < /dev/null > "${log}" 2>&1; then
+  if [[ -s ${log} ]]; then  # what an earlier start printed stays
+    echo "---- started again" >> "${log}"
+    earlier=$(wc -c < "${log}")
+  fi
+  if "${launch[@]}" train.py "${arguments[@]}" ${extra[@]+"${extra[@]}"} < /dev/null >> "${log}" 2>&1; then
     local left=$(((SECONDS - started) * (${#plan[@]} - number) / number / 60))
     echo "[${number}/${#plan[@]}] ${id}: done in $((SECONDS - began)) s; at this rate ${left} min left"
   else
     local why
-    why=$(grep -a '^error: ' "${log}" | tail -n 1 || true)
+    why=$(tail -c "+$((earlier + 1))" "${log}" | grep -a '^error: ' | tail -n 1 || true)
     echo "[${number}/${#plan[@]}] ${id}: FAILED: ${why:-see ${log}}"
     echo "${id}: ${why:-see ${log}}" >> "${output}/logs/failures.txt"
   fi
 }
 rm -f "${output}/logs/failures.txt"
-compute_features() {  # of every frozen encoder of the plan, one after the other, each with all cores
+is_finished() {  # by its results, whether a run needs nothing more
+  local results expected
+  mapfile -t results < <(find "${output}/$1" -name result.json 2> /dev/null)
+  ((${#results[@]})) && [[ " ${extra[*]} " != *" --overwrite "* ]] || return
+  expected=$(sed -n 's/^ *"num_\(folds\|seeds\)": \([0-9]*\),$/\2/p' "${results[0]}" | paste -s -d '*')
+  ((${#results[@]} >= expected))
+}
+compute_features() {  # of every frozen encoder with a run to do, one after the other, each with all cores
   local line id model head tuning size done=
   for line in "${plan[@]}"; do
     IFS=$'\t' read -r id model head tuning size <<< "${line}"
-    [[ ${tuning} == frozen && ${model} != "${done}" ]] || continue
+    [[ ${tuning} == frozen && ${model} != "${done}" ]] && ! is_finished "${id}" || continue
     done=${model}
     set_arguments "${id}" "${model}" "${head}" "${tuning}" "${size}"
     OMP_NUM_THREADS=${cores} python train.py "${arguments[@]}" --features_only \

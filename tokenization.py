@@ -16,7 +16,17 @@ from collections.abc import Sequence
 from itertools import chain
 
 import sentencepiece
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from data import DataError
@@ -25,6 +35,11 @@ from data import DataError
 ROBERTA_SPECIAL = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"}
 BERT_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+# The characters, for a regular expression, of scripts that put no spaces between words: Thai and Lao, Burmese, Khmer,
+# Japanese, Chinese. Each is taken for a word (ours): else a whole clause would be one, which no other note has.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
+UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = f"[{UNSPACED}]|[^\\W{UNSPACED}]+"
 
 
 def train_tokenizer(
@@ -148,21 +163,33 @@ def _learn_wordpiece(shared: list[list[str]], words: set[str], vocab_size: int) 
     return models.WordPiece(learned.get_vocab(), unk_token=BERT_SPECIAL["unk"])  # without `characters` as special
 
 
+_OF_UNSPACED = pre_tokenizers.Split(Regex(f"[{UNSPACED}]"), "isolated")
+
 # How to learn, how to split a text into words, how to join tokens into a text, and the special tokens.
 FAMILIES = {
     "unigram": (
         _learn_unigram,
         pre_tokenizers.Sequence(
-            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("▁"), pre_tokenizers.Punctuation("isolated")]
+            [
+                pre_tokenizers.WhitespaceSplit(),
+                pre_tokenizers.Metaspace("▁"),
+                pre_tokenizers.Punctuation("isolated"),
+                _OF_UNSPACED,
+            ]
         ),
         decoders.Metaspace("▁"),
         ROBERTA_SPECIAL,
     ),
     "bpe": (
         _learn_bpe,
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        pre_tokenizers.Sequence([_OF_UNSPACED, pre_tokenizers.ByteLevel(add_prefix_space=False)]),
         decoders.ByteLevel(),
         ROBERTA_SPECIAL,
     ),
-    "wordpiece": (_learn_wordpiece, pre_tokenizers.BertPreTokenizer(), decoders.WordPiece(), BERT_SPECIAL),
+    "wordpiece": (
+        _learn_wordpiece,
+        pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), _OF_UNSPACED]),
+        decoders.WordPiece(),
+        BERT_SPECIAL,
+    ),
 }

@@ -82,7 +82,7 @@ COMMON_RECIPE = dict(
     save_strategy="epoch",
     logging_strategy="epoch",
     load_best_model_at_end=True,
-    save_total_limit=1,
+    save_total_limit=2,  # the best and the last: by that a run which was killed after its end knows that it ended
     restore_callback_states_from_checkpoint=True,  # else a resumed run would forget its early-stopping count
     train_sampling_strategy="group_by_length",
     remove_unused_columns=False,
@@ -200,6 +200,10 @@ def check_numbers(model_args: ModelArguments, training_args: TrainingArguments):
                 raise ArgumentError(f"--{name} {given[name]:g}: give {allowed}.")
     if training_args.resume_from_checkpoint is not None:
         raise ArgumentError("--resume_from_checkpoint: a run goes on by itself where it stopped; leave it out.")
+    if training_args.neftune_noise_alpha is not None and model_args.kind == "frozen":
+        raise ArgumentError(
+            f"--neftune_noise_alpha: {model_args.run_id} trains no embeddings; give --tuning lora or full."
+        )
     if training_args.gradient_checkpointing and model_args.kind not in ("lora", "full"):
         raise ArgumentError(
             f"--gradient_checkpointing: {model_args.run_id} has none; --memory_gb makes batches smaller."

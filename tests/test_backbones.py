@@ -26,7 +26,9 @@ from backbones import (
     is_local,
     load_config_and_tokenizer,
     longest_input,
+    resolve_commit,
 )
+from batches import WindowCollator
 
 ACCENTED = "Échographie À l’étage : œdème, FEVG à 25 %"
 
@@ -75,6 +77,20 @@ def test_revision_given_by_the_user_goes_first(monkeypatch):
     assert find_backbone("drbert").revision == "pinned"
     assert find_backbone("drbert", "v2").revision == "v2"
     assert find_backbone("someone/their-bert", "v2").revision == "v2"
+
+
+def test_a_folder_has_no_revision(encoder_folder):
+    assert resolve_commit(find_backbone(str(encoder_folder))) is None
+    with pytest.raises(BackboneError, match="--model_revision v2: .* is a folder, which has none; leave it out"):
+        resolve_commit(find_backbone(str(encoder_folder), "v2"))
+
+
+def test_a_tokenizer_knows_what_the_encoder_takes(copy):
+    """Batches are padded to a multiple of eight, but no farther than that."""
+    config, tokenizer = load(copy(config={"max_position_embeddings": 52}, tokenizer_config={"model_max_length": 1e30}))
+    assert tokenizer.model_max_length == longest_input(config) == 50
+    row = tokenizer("toux " * 100, truncation=True)["input_ids"]
+    assert WindowCollator(tokenizer)([{"input_ids": [row], "labels": 0}])["input_ids"].shape == (1, 50)
 
 
 def test_local_folder(encoder_folder):

@@ -114,7 +114,7 @@ def test_a_table_that_names_no_patients_is_told(tmp_path, caplog):
     corpus = read_corpus([str(tmp_path / f"{name}.csv") for name in ("ours", "theirs")], group_column="who")
     assert corpus.names == [("7",), ()]
     (warning,) = caplog.messages
-    assert "theirs.csv: no column who, so other letters of held-out patients are not known there" in warning
+    assert "theirs.csv: no column who; other letters of held-out patients are not known where nothing names" in warning
 
 
 def test_text_files_that_name_no_patients_are_told(tmp_path, caplog):
@@ -126,8 +126,46 @@ def test_text_files_that_name_no_patients_are_told(tmp_path, caplog):
     assert not caplog.messages
     read_corpus(sources, group_column="who")
     lines, letters = caplog.messages
-    assert "lines.txt: no line names its patient, so other letters" in lines
-    assert "letters: a file is taken for its patient's only one, so other letters" in letters
+    assert "lines.txt: no line names its patient; other letters" in lines
+    assert "letters: patients go by the names of files and folders alone; other letters" in letters
+
+
+def test_folders_may_be_patients(tmp_path):
+    for name in ("p1/letter", "p2/letter", "p2/other", "2023/p7", "2024/p7", "2024/p8", "2024/p9"):
+        path = tmp_path / ("by patient" if name[0] == "p" else "by year") / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"un texte, {name}", encoding="utf-8")
+    (tmp_path / "by patient" / "p3").mkdir()
+    (tmp_path / "by patient" / "p3" / "letter.txt").write_text("un texte", encoding="utf-8")
+    by_patient, by_year = (str(tmp_path / name) for name in ("by patient", "by year"))
+    assert read_corpus([by_patient]).groups == ["p1", "p2", "p2", "p3"]
+    assert read_corpus([by_year]).groups == ["p7", "p7", "p8", "p9"]
+    # a folder is looked for among the held-out patients, not among the ids of notes, which may well be years
+    assert read_corpus([by_year]).names[0] == ("p7",)
+    held_out = Corpus([NOTE], [("n1", "p2")])
+    kept, removed = remove_held_out(read_corpus([by_patient], group_column="who"), held_out)
+    assert kept.groups == ["p1", "p3"] and removed == Removed(by_name=2)
+
+
+def test_a_page_break_ends_no_document(tmp_path):
+    (tmp_path / "lines.txt").write_bytes("page une\fpage deux\u2028suite\r\nautre".encode())
+    assert read_corpus([str(tmp_path / "lines.txt")]).texts == ["page une\fpage deux\u2028suite", "autre"]
+
+
+def test_scripts_without_spaces_are_looked_for_too():
+    note = "患者因反复咳嗽伴低热两周入院，胸片示右下肺炎，予抗生素治疗后好转。"
+    document = f"既往体健，无药物过敏史{note}出院后门诊随访"
+    other = "既往高血压病史十年，长期口服药物控制，血压平稳，无胸闷气短等不适，建议继续随访观察。"
+    assert find_leaking([document, note[:20], other], [note]).tolist() == [True, True, False]
+
+
+def test_training_notes_are_no_reason_to_doubt_the_further_text(caplog):
+    notes = [f"{NOTE} {number}" for number in range(3)]
+    further = ["un texte", "deux textes"]
+    remove_held_out(Corpus([*notes, *further], [()] * 5), Corpus([NOTE], [()]), training=3)
+    assert not caplog.messages
+    remove_held_out(Corpus([*further, *notes], [()] * 5), Corpus([NOTE], [()]), training=1)
+    assert "3 of the 4 --unlabeled documents belong to held-out notes or hold one" in caplog.messages[0]
 
 
 def test_each_kind_of_source(tmp_path):

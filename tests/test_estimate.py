@@ -59,6 +59,12 @@ def test_a_limit_of_steps_is_a_number_of_epochs(a_run):
     assert known["training_hours"] == pytest.approx(3 * 2 * (60 * 2.0 + 20 * 0.5 + 10.0) / 3600)  # each is looked at
 
 
+def test_a_pretraining_is_evaluated_as_often_however_long_it_is(a_run):
+    run = a_run("--model", "transformer-pretrained", "--pretraining_tokens", "1e6", "--seeds", "0", "1")
+    known = estimate(run, SPLITS, Speed(pretraining=1e-3, pretraining_evaluation=50.0), 0)
+    assert known["pretraining_hours"] == pytest.approx(3 * (1000 + 50) / 3600)  # one a fold
+
+
 def test_who_shares_a_probe(a_run, encoder_folder):
     def kind(*arguments):
         return kind_of_probe(a_run(*arguments))

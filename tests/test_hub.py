@@ -366,6 +366,11 @@ def test_card_of_a_multi_label_model_from_scratch(write_card):
     assert "tokenizer was trained on the notes" in card.text and "hashed words" not in card.text
     results[0]["model"]["pretraining"] = {"id": "pretrained-1", "training_notes": 0, "transductive": False}
     assert "tokenizer was trained on further text, without" in write_card(results, thresholds=None).text
+    results[0]["model"] |= {"kind": "pretrained", "backbone": "ours"}  # an encoder that pretrain.py made
+    for is_own in (True, False):
+        results[0]["model"]["pretraining"]["own_tokenizer"] = is_own
+        card = write_card(results, thresholds=None)
+        assert ("tokenizer was trained on further text, without" in card.text) == is_own
     assert "f1 positive" not in card.text
     assert "Martin" not in card.content and "not published with the model" in card.text
 

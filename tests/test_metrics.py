@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.special import expit
+from scipy.special import expit, ndtr
 from sklearn.metrics import f1_score
 
 from metrics import (
@@ -231,6 +231,23 @@ def test_threshold_trades_one_mistake_for_another():
     (threshold,) = tune_thresholds(probabilities, labels, "binary")
     assert 0.45 < threshold <= 0.60
     assert threshold in THRESHOLD_GRID
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_alone_tells_no_threshold(label):
+    """Its own F1 alone would be best at an end of the grid, where the other class is never found."""
+    assert tune_thresholds(np.array(positives(0.1, 0.25, 0.65)), np.full(3, label), "binary") == [0.5]
+
+
+def test_a_single_note_of_a_class_stands_for_others_of_it():
+    """As wide as those of the other class: else any threshold below that note would do as well as the next."""
+    scores = np.array([0.9, *np.linspace(0.1, 0.5, 20)])
+    truth = np.arange(21) == 0
+    f1, _ = _f1_at_thresholds(truth, scores)
+    width = scores[1:].std()
+    found = ndtr((0.9 - THRESHOLD_GRID) / width)
+    alarms = ndtr((scores[1:, np.newaxis] - THRESHOLD_GRID) / (width * 20**-0.2)).sum(axis=0)
+    assert f1 == pytest.approx(2 * found / np.maximum(2 * found + 1 - found + alarms, 1))
 
 
 @pytest.mark.parametrize("times", [1, 20, 200])

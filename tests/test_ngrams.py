@@ -110,6 +110,22 @@ def test_tokens_are_spelled_in_lower_case_and_special_ones_not_at_all():
     assert (spell_tokens(TOKENIZER, len(TOKENIZER), 2) > 0).sum(1).max() == 2
 
 
+def test_halves_of_characters_are_told_apart():
+    """Of characters that no five notes share, tokens are single bytes; those of scripts without spaces are words."""
+    texts = [f"无 {'患者'[number % 2]}" for number in range(12)] + ["黄", "疸", "β"]
+    tokenizer = train_tokenizer(texts, family="bpe", vocab_size=300, max_length=64)
+    spelling = spell_tokens(tokenizer, len(tokenizer), 24)
+
+    def spell(text):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [int(number) for token in ids for number in spelling[token] if number]
+
+    assert spell("患") == [2 * ord("患")]  # a word by itself
+    bytes_of = {text: [number // 2 - 0xDC00 for number in spell(text)] for text in ("黄", "疸", "β")}
+    assert bytes_of == {text: list(text.encode()) for text in bytes_of}
+    assert all(number % 2 for text in bytes_of for number in spell(text))
+
+
 def test_padding_and_short_notes_add_nothing():
     ids, mask = torch.tensor([[7, 8, 9, 0, 0], [7, 0, 0, 0, 0]]), torch.tensor([[1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
     made = branch(spelled=[(0, "padding"), (7, "a"), (8, "bc"), (9, "d")])

@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,6 +16,7 @@ import pretrain
 from backbones import find_backbone, load_config_and_tokenizer, longest_input
 from data import DataError
 from locks import only_run_in
+from pretrain import hold_out
 from tokenization import train_tokenizer
 
 SUBJECTS = ["L'enfant", "Le nourrisson", "La patiente", "Le garçon", "La fillette"]
@@ -164,6 +166,40 @@ def test_interrupted_run_resumes(text_file, tmp_path, monkeypatch):
     # Not to the bit: which tokens are masked is drawn a batch ahead of the step that is restored.
     assert report["held_out"]["loss"] == pytest.approx(whole["held_out"]["loss"], abs=5e-3)
     assert report["held_out"]["loss"] < report["held_out"]["loss_before"] - 0.01
+
+
+def test_a_run_killed_after_its_end_trains_no_further(text_file, tmp_path, monkeypatch):
+    options = "--architecture roberta --max_steps 12 --save_steps 1 --eval_steps 1 --learning_rate 0.3".split()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pretrain.describe_environment", raise_interrupt)
+        train_tiny(text_file, tmp_path, *options)
+    (last,) = {max(int(path.name.split("-")[1]) for path in (tmp_path / "checkpoints").glob("checkpoint-*"))}
+    assert 3 < last < 12  # it had stopped early
+    report = train_tiny(text_file, tmp_path, *options)
+    assert report["cost"]["steps"] == last and not (tmp_path / "checkpoints").exists()
+
+
+def raise_interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("options", ["--max_length 21", "--load_best_model_at_end False --eval_strategy no"])
+def test_what_does_not_go_with_the_recipe(text_file, tmp_path, options):
+    """All positions of a block that is no multiple of eight; nothing to select by."""
+    report = train_tiny(text_file, tmp_path, "--architecture", "bert", "--max_steps", "2", *options.split())
+    assert report["cost"]["steps"] == 2
+
+
+def test_much_of_the_text_is_not_held_out():
+    texts = ["un"] * 40
+    train, held_out = hold_out(texts, 0.05, seed=0)
+    assert len(held_out) == 5 and sorted([*train, *held_out]) == list(range(40))
+    long = [text * (20_000 if number == held_out[0] else 1) for number, text in enumerate(texts)]
+    others, instead = hold_out(long, 0.05, seed=0)
+    assert held_out[0] in others and len(instead) == 5 and sorted([*others, *instead]) == list(range(40))
+    assert np.array_equal(
+        hold_out(["un"] * 4000, 0.05, 0)[1], np.sort(np.random.default_rng(0).permutation(4000)[:100])
+    )
 
 
 def test_blocks_hold_every_token(camembert):

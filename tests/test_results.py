@@ -65,6 +65,21 @@ def test_checkpoints_of_other_settings_are_discarded(tmp_path):
     assert last_complete_checkpoint(folder) is None
 
 
+def test_checkpoints_know_their_best_one_after_a_move(tmp_path):
+    discard_foreign_checkpoints(tmp_path / "before", {"seed": 0})
+    for member in ("", "member-1"):
+        folder = tmp_path / "before" / member
+        state = {"best_model_checkpoint": str(folder / "checkpoint-2"), "epoch": 2}
+        write_json(folder / "checkpoint-4" / "trainer_state.json", state)
+    (tmp_path / "before" / "checkpoint-6").mkdir()
+    (tmp_path / "before" / "checkpoint-6" / "trainer_state.json").write_text('{"epo')
+    (tmp_path / "before").rename(tmp_path / "after")
+    discard_foreign_checkpoints(tmp_path / "after", {"seed": 0})
+    for folder in (tmp_path / "after", tmp_path / "after" / "member-1"):
+        state = json.loads((folder / "checkpoint-4" / "trainer_state.json").read_text())
+        assert state == {"best_model_checkpoint": str(folder / "checkpoint-2"), "epoch": 2}
+
+
 def test_environment_names_versions_and_hardware():
     environment = describe_environment()
     assert environment["packages"]["torch"].startswith("2.") and environment["hardware"]["cores"] >= 1

@@ -12,6 +12,8 @@ import pandas as pd
 import psutil
 import pytest
 
+from results import write_json
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -131,6 +133,34 @@ def test_what_train_py_is_given(tmp_path):
     given = (tmp_path / "out" / "logs" / "tfidf.log").read_text()
     assert f"|train.py|--model|tfidf|--dataset|someone/notes|--folds|5|--output_dir|{tmp_path}/out/tfidf|" in given
     assert f"|--keep_model|False|--cache_dir|{tmp_path}/my cache|--group_column|p|" in given
+
+
+def test_logs_of_an_earlier_start_stay(tmp_path):
+    options = ["--dataset", "someone/notes", "--models", "tfidf", "--output", "out", "--report", "r"]
+    for prints, status, told in (
+        ("epoch 1; error: none", 0, "done in"),
+        ("error: the first", 1, "FAILED: error: the first"),
+        ("nothing", 1, "FAILED: see out/logs/tfidf.log"),
+    ):
+        commands = stand_in(tmp_path / "bin", "accelerate", f"echo '{prints}'; exit {status}")
+        done = run_all(*options, cwd=tmp_path, commands=[commands])
+        assert told in done.stdout.replace(f"{tmp_path}/", "")
+    log = (tmp_path / "out" / "logs" / "tfidf.log").read_text()
+    again = "---- started again\n"
+    assert log == f"epoch 1; error: none\n{again}error: the first\n{again}nothing\n"
+
+
+@pytest.mark.parametrize(("folds", "passes"), [(1, False), (2, True)])
+def test_hidden_states_of_finished_runs_are_not_made_again(tmp_path, folds, passes):
+    commands = stand_in(tmp_path / "bin", "accelerate", "true")
+    stand_in(tmp_path / "bin", "python", 'echo "$@"')
+    (tmp_path / "enc").mkdir()
+    result = {"run": {"fold": 0, "num_folds": folds, "num_seeds": 1, "seeds": [0]}}
+    write_json(tmp_path / "out" / "enc-grn-frozen" / "fold-0" / "result.json", result)
+    options = ["--models", "enc", "--heads", "grn", "--tuning", "frozen", "--jobs", "2", "--output", "out"]
+    for more, expected in (((), passes), (("--overwrite",), True)):
+        run_all("--dataset", "someone/notes", *options, "--report", "r", *more, cwd=tmp_path, commands=[commands])
+        assert (tmp_path / "out" / "logs" / "features-enc.log").is_file() == expected
 
 
 def test_what_a_refusal_means_for_the_grid(tmp_path):

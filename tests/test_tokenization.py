@@ -116,3 +116,16 @@ def test_same_texts_same_vocabulary_in_another_process():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == fingerprints()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_characters_of_scripts_without_spaces_are_words(family):
+    """A whole clause would be in no five documents, and nothing learned but bytes."""
+    characters = "患者咳嗽发热胸痛头晕乏力"
+    texts = ["".join(random.Random(number).sample(characters, 8)) + "，CT检查。" for number in range(40)]
+    tokenizer = train_tokenizer([*texts, "黄"], family, 420, 64)
+    ids = tokenizer(texts[0], add_special_tokens=False)["input_ids"]
+    tokens = [token.strip("#▁") for token in tokenizer.convert_ids_to_tokens(ids)]
+    assert len([token for token in tokens if token]) <= 8 + 2 + 4  # a token each, "CT" perhaps one
+    assert letters(tokenizer.decode(ids)) == texts[0]
+    assert tokenizer.decode(tokenizer("黄", add_special_tokens=False)["input_ids"]).strip() == "黄"
