@@ -16,7 +16,7 @@ def bfloat16_is_fast(use_cpu: bool = False) -> bool:
     return any(torch.cpu.get_capabilities().get(feature, False) for feature in ("amx_bf16", "avx512_bf16"))
 
 
-def describe_machine(use_cpu: bool, bf16: bool) -> str:
+def describe_machine(use_cpu: bool, bf16: bool, fp16: bool = False) -> str:
     """One line: what computes, with how many threads, in which precision."""
     if torch.cuda.is_available() and not use_cpu:
         what = torch.cuda.get_device_name()
@@ -29,8 +29,10 @@ def describe_machine(use_cpu: bool, bf16: bool) -> str:
         what = ", ".join(
             part for part in (capabilities.get("cpu_name") or "CPU", bf16_unit, f"{threads} of {cores} cores") if part
         )
-    reason = "" if bf16 == bfloat16_is_fast(use_cpu) else " (asked for; the other is faster here)"
-    return f"{what}; {'bfloat16' if bf16 else 'float32'}{reason}"
+    precision = "bfloat16" if bf16 else "float16" if fp16 else "float32"
+    fast = "bfloat16" if bfloat16_is_fast(use_cpu) else "float32"
+    reason = f" (asked for; {fast} is faster here)" if {precision, fast} == {"bfloat16", "float32"} else ""
+    return f"{what}; {precision}{reason}"
 
 
 def available_cores() -> int:

@@ -45,9 +45,11 @@ class ModelError(ValueError):
     """Not a model of ours, or not for what was asked; the message is one line for the user."""
 
 
-def read_facts(model: str) -> dict:
+def read_facts(model: str, revision: str | None = None) -> dict:
     """Task, classes, threshold and input length, as train.py stored them beside the model."""
     folder = Path(model)
+    if revision is not None and folder.is_dir():
+        raise ModelError(f"--model_revision {revision}: {model} is a folder, which has none; leave it out.")
     if not (folder / MODEL_FACTS).is_file():
         around = (folder, folder.parent, folder.parent.parent)
         for run in around:
@@ -62,7 +64,7 @@ def read_facts(model: str) -> dict:
                     "which trains no finished fold again."
                 )
     try:
-        path = folder / MODEL_FACTS if folder.is_dir() else hf_hub_download(model, MODEL_FACTS)
+        path = folder / MODEL_FACTS if folder.is_dir() else hf_hub_download(model, MODEL_FACTS, revision=revision)
         facts = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ModelError(
@@ -85,14 +87,16 @@ def check_threshold(threshold: float, task: str) -> float:
     return threshold
 
 
-def predict_probabilities(model: str, facts: dict, texts: list[str], batch_size: int) -> np.ndarray:
+def predict_probabilities(
+    model: str, revision: str | None, facts: dict, texts: list[str], batch_size: int
+) -> np.ndarray:
     """Probabilities (notes, classes), in the order of `texts`."""
     if facts["kind"] == "baseline":
         classifier = TfidfClassifier.load(Path(model), facts["task"], facts["class_names"])
         return classifier.predict_probabilities(texts)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network = AutoModelForSequenceClassification.from_pretrained(model).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    network = AutoModelForSequenceClassification.from_pretrained(model, revision=revision).to(device)
+    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
     arguments = replace(
         DataArguments(), **{name: facts[name] for name in ("max_length", "long_notes", "window_stride")}
     )
@@ -130,6 +134,7 @@ def label_notes(probabilities: np.ndarray, facts: dict) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="model folder of a run, or Hub id")
+    parser.add_argument("--model_revision", "--model-revision", help="commit, branch or tag of a model on the Hub")
     parser.add_argument("--dataset", required=True, help="notes, as for train.py; labels are not needed")
     parser.add_argument("--text_column", "--text-column", default="text", help="column with the note")
     parser.add_argument("--id_column", "--id-column", help="column with a unique note id (default: id or note_id)")
@@ -154,7 +159,7 @@ def main(argv: list[str] | None = None) -> int:
             raise DataError(f"--output {arguments.output}: no such folder.")
         if not os.access(folder, os.W_OK):  # known before the work is done
             raise DataError(f"--output {arguments.output}: the folder cannot be written; choose another.")
-        facts = read_facts(arguments.model)
+        facts = read_facts(arguments.model, arguments.model_revision)
         if arguments.threshold is not None:
             facts["thresholds"] = [check_threshold(arguments.threshold, facts["task"])]
         asked = DataArguments(
@@ -164,7 +169,9 @@ def main(argv: list[str] | None = None) -> int:
             split_column="none",
         )
         notes = read_unlabeled(asked)
-        probabilities = predict_probabilities(arguments.model, facts, notes.texts, arguments.batch_size)
+        probabilities = predict_probabilities(
+            arguments.model, arguments.model_revision, facts, notes.texts, arguments.batch_size
+        )
     except (DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -500,7 +500,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
     if model_args.kind == "baseline" and not is_main:
         return  # scikit-learn knows no processes: the first one does it all
     if model_args.kind != "baseline":
-        logger.info("machine: %s", describe_machine(training_args.use_cpu, training_args.bf16))
+        logger.info("machine: %s", describe_machine(training_args.use_cpu, training_args.bf16, training_args.fp16))
 
     notes = load_notes(data_args)
     check_selection(training_args.metric_for_best_model, notes)

@@ -22,6 +22,7 @@ from huggingface_hub import ModelCard
 from result_factory import make_result
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import predict
 import train
 from hub import write_model_card
 from results import MODEL_FACTS, write_json
@@ -71,17 +72,20 @@ for repo in asked["repos"]:
 """
 
 
+def hub_environment(home: Path, endpoint: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    hub = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
+    return inherited | hub | {"HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules")}
+
+
 def run_client(home: Path, endpoint: str, pushes=(), repos=(), texts=(), ours=True, **environment) -> list[dict]:
     """Run CLIENT where `endpoint` is the Hub and `home` its cache; returns what it printed."""
     home.mkdir(exist_ok=True)
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    hub = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-    hub |= {"HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules")}
     process = subprocess.run(
         [sys.executable, *([] if ours else ["-I"]), "-c", CLIENT],
         input=json.dumps({"pushes": pushes, "repos": repos, "texts": texts, "ours": ours}),
         cwd=ROOT if ours else home,
-        env=inherited | hub | environment,
+        env=hub_environment(home, endpoint) | environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -218,6 +222,23 @@ def model_folder(tmp_path) -> Path:
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "config.json").write_text("{}", encoding="utf-8")
     return folder
+
+
+def test_prediction_by_a_branch_of_the_hub(round_trip, tmp_path):
+    folder, notes = round_trip.outputs["moe"] / "model", round_trip.base / "notes.csv"
+    asked = [str(folder), "--dataset", str(notes), "--output", str(tmp_path / "here.csv")]
+    assert predict.main(asked) == 0
+    with HubServer() as hub:
+        hub.repos[f"{USER}/moe"] = Repo(private=True)
+        hub.repos[f"{USER}/moe"].commit("v1", {path.name: path.read_bytes() for path in folder.glob("*.*")})
+        environment = hub_environment(tmp_path / "home", hub.endpoint)
+        for revision, status in (("v1", 0), ("main", 1)):
+            told = ["--model_revision", revision, "--dataset", notes, "--output", tmp_path / f"{revision}.csv"]
+            command = [sys.executable, ROOT / "predict.py", f"{USER}/moe", *told]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+            assert done.returncode == status, done.stderr
+    assert "no frugal_notes.json there" in done.stderr
+    assert (tmp_path / "v1.csv").read_text() == (tmp_path / "here.csv").read_text()
 
 
 def test_private_flag_branches_and_refusals(model_folder, tmp_path):

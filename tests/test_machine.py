@@ -41,9 +41,10 @@ def test_the_line_says_what_computes_and_in_which_precision(machine):
     machine("avx512_bf16", "amx_bf16")
     threads = f"{torch.get_num_threads()} of {available_cores()} cores"
     assert describe_machine(True, bf16=True) == f"CPU X, AMX, {threads}; bfloat16"
-    assert describe_machine(True, bf16=False).endswith("float32 (asked for; the other is faster here)")
+    assert describe_machine(True, bf16=False).endswith("float32 (asked for; bfloat16 is faster here)")
     machine(capability=(9, 0))
     assert describe_machine(False, bf16=True) == "GPU Y; bfloat16"
+    assert describe_machine(False, bf16=False, fp16=True) == "GPU Y; float16"
 
 
 @pytest.mark.parametrize("features, expected", [(["avx512_bf16"], True), (["avx2"], False)])

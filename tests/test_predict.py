@@ -82,6 +82,8 @@ def test_errors_are_one_line(notes_file, tmp_path, capsys):
     asked = ["--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
     assert predict.main([str(tmp_path), *asked, "--batch_size", "0"]) == 1
     assert "--batch_size 0: give 1 or more" in capsys.readouterr().err
+    assert predict.main([str(tmp_path), *asked, "--model_revision", "v1"]) == 1
+    assert "--model_revision v1: " in capsys.readouterr().err
     assert predict.main([str(tmp_path), *asked]) == 1
     assert "no frugal_notes.json there" in capsys.readouterr().err
     (tmp_path / "frugal_notes.json").write_text('{"schema_version": 8, "task": "binary"}', encoding="utf-8")
