@@ -41,6 +41,22 @@ class TrainingClock(TrainerCallback, ExportableState):
         return {"args": {"seconds": self.seconds}, "attributes": {}}
 
 
+class StepClock(TrainerCallback):
+    """Seconds of each step with its batch, without what comes between two: for a few steps to tell of many."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def begin(self, args, state, control, **kwargs):
+        self.mark = time.perf_counter()
+
+    on_train_begin = on_evaluate = on_save = on_log = begin
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.seconds.append(time.perf_counter() - self.mark)
+        self.mark = time.perf_counter()
+
+
 class ProgressLine(TrainerCallback):
     """Remembers the last training loss for the line that a subclass logs."""
 
@@ -85,10 +101,13 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 class ObedientTrainer(Trainer):
-    """A Trainer that trains nothing where a callback says so before the first step; the library's looks after one."""
+    """A Trainer that trains no step where there is none to train; the library's looks after one whether it is to stop.
+
+    So it is for a resumed training that a callback had stopped, or that had all its `--max_steps`.
+    """
 
     def _run_epoch(self, *args, **kwargs):
-        if not self.control.should_training_stop:
+        if not self.control.should_training_stop and self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
 

@@ -34,25 +34,33 @@ LEAKING_SHARE = 0.5  # of a note's words: a run of so many makes a document a co
 
 @dataclass
 class Corpus:
-    """Documents to pretrain on. `names` are the ids and groups that each goes by; the last one is its patient."""
+    """Documents to pretrain on. `names` are the ids and groups that each goes by, a folder's with a slash at its end.
+
+    `owners`: whose each is, None where nobody knows. Default: the last name.
+    """
 
     texts: list[str]
     names: list[tuple[str, ...]]
+    owners: list[str | None] | None = None
+
+    def __post_init__(self):
+        if self.owners is None:
+            self.owners = [names[-1] if names else None for names in self.names]
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def select(self, rows: Iterable[int]) -> "Corpus":
         rows = list(rows)
-        return Corpus([self.texts[row] for row in rows], [self.names[row] for row in rows])
+        return Corpus(*([column[row] for row in rows] for column in (self.texts, self.names, self.owners)))
 
     def __add__(self, other: "Corpus") -> "Corpus":
-        return Corpus(self.texts + other.texts, self.names + other.names)
+        return Corpus(self.texts + other.texts, self.names + other.names, self.owners + other.owners)
 
     @property
     def groups(self) -> list[str]:
         """Whose each document is, for counting in how many documents a word occurs (tokenization.py)."""
-        return [names[-1] if names else f"document {number}" for number, names in enumerate(self.names)]
+        return [owner or f"document {number}" for number, owner in enumerate(self.owners)]
 
     def fingerprint(self) -> str:
         digest = blake2b(digest_size=8)
@@ -97,7 +105,7 @@ def read_corpus(
             if tables and files:
                 logger.info("%s: tables read; beside them %d .txt files are not", source, len(files))
                 files = []
-            found = Corpus([_read_text(file) for file in files], _name_files(files, path, group_column is not None))
+            found = Corpus([_read_text(file) for file in files], *_name_files(files, path, group_column is not None))
             for table in tables:
                 found = found + _read_table(str(table), columns)
         elif path.suffix.lower() == ".txt":
@@ -117,19 +125,18 @@ def read_corpus(
     return corpus
 
 
-def _name_files(files: list[Path], folder: Path, named_by_folders: bool) -> list[tuple[str, ...]]:
-    """Names of documents that are a file each: of the file and, if asked for, of the folders around it.
+def _name_files(files: list[Path], folder: Path, has_groups: bool) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Names and owners of documents that are a file each: the file's name and, of groups, the folders' around it.
 
-    The patient is the folder where there are more folders than names of files, as in patient7/letter.txt, else the
-    file, as in 2024/p7.txt (ours).
+    The owner is the folder where there are more folders than names of files, as in patient7/letter.txt, else the file,
+    as in 2024/p7.txt (ours).
     """
-    around = [file.parent.relative_to(folder) for file in files]
-    of_folders = len(set(around)) > len({file.stem for file in files})
-    names = []
-    for file, folders in zip(files, around, strict=True):
-        of_document = [*(folders.parts if named_by_folders else ()), file.stem]
-        names.append((*of_document, str(folders)) if of_folders else (*of_document,))
-    return names
+    around, stems = [file.parent.relative_to(folder) for file in files], [file.stem for file in files]
+    names = [
+        (*(f"{part}/" for part in folders.parts if has_groups), stem)
+        for folders, stem in zip(around, stems, strict=True)
+    ]
+    return names, [*map(str, around)] if len(set(around)) > len(set(stems)) else stems
 
 
 def _read_text(path: Path) -> str:
@@ -182,6 +189,7 @@ def remove_held_out(corpus: Corpus, held_out: Corpus, training: int = 0) -> tupl
     of one may well be the patient number of another.
     """
     names = {name for of_note in held_out.names for name in of_note}
+    names |= {f"{owner}/" for owner in held_out.owners}  # a folder may be a patient's; the ids of notes may be years
     named = np.array([not names.isdisjoint(of_document) for of_document in corpus.names], dtype=bool)
     named[:training] = False
     leaking = find_leaking(corpus.texts, held_out.texts) & ~named

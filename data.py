@@ -223,17 +223,18 @@ def name_rows(rows: np.ndarray) -> str:
 
 
 def _check_records(path: Path, separator: str):
-    """Object to what pandas takes without a word.
+    """What pandas takes without a word: of a quotation mark that is not doubled it makes one note of several.
 
-    Of a quotation mark that is not doubled it makes one note of several, and it fills a record that was cut short.
+    And it completes a record with fewer fields than the header. Some spreadsheets leave out empty cells at the end,
+    but a note that an unquoted end of line cut in two looks alike: so it is told.
 
     Raises:
-        csv.Error: a mark too many or too few, with the number of the line in which the record begins.
-        ValueError: fewer fields than the header.
+        csv.Error: with the number of the line in which the record begins, of a quotation mark too many or too few.
     """
     csv.field_size_limit(2**31 - 1)  # of long notes
+    widths = []
     with open(path, encoding="utf-8-sig", newline="") as file:
-        records, columns = csv.reader(file, delimiter=separator, strict=True), None
+        records = csv.reader(file, delimiter=separator, strict=True)
         while True:
             begins = records.line_num + 1
             try:
@@ -241,10 +242,14 @@ def _check_records(path: Path, separator: str):
             except csv.Error:
                 raise csv.Error(begins) from None
             if record is None:
-                return
-            columns = columns or len(record)
-            if 0 < len(record) < columns:  # a blank line has none
-                raise ValueError(f"fewer fields than the header in line {begins}")
+                break
+            if not widths:  # names of columns; without the last ones where they are empty
+                record = record[: max((place for place, name in enumerate(record, 1) if name), default=0)]
+            if len(record) > 1 or any(map(str.strip, record)):  # else a blank line, which pandas passes over
+                widths.append(len(record))
+    short = np.flatnonzero(np.array(widths[1:]) < widths[0]) if widths else []
+    if len(short):
+        logger.warning("%s: fewer fields than the header in %s; read as empty", path.name, name_rows(short))
 
 
 def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
@@ -274,9 +279,10 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     frame = pd.read_parquet(path)
-    # a table that pandas wrote may have its ids there
-    of_index = [name for name in frame.index.names if name is not None and name not in frame.columns]
-    return frame.reset_index(of_index) if of_index else frame
+    # a table that pandas wrote may have its ids there; of what names no row, nothing was meant
+    if frame.index.nlevels > 1 or not frame.index.is_unique or frame.index.name in (None, *frame.columns):
+        return frame
+    return frame.reset_index()
 
 
 # A table as it is, by the suffix of its file; strings stay strings, so that a label 'NA' or '01' survives.
@@ -398,6 +404,14 @@ def _is_list(value) -> bool:
     return isinstance(value, list | tuple | np.ndarray)
 
 
+def _is_list_as_text(label: str, separator: str | None) -> bool:
+    """As ['a', 'b'], and not [J45], which may be a label of several."""
+    if separator is None:
+        return re.fullmatch(r"\s*\[.*\]\s*", label, re.DOTALL) is not None
+    inside = re.fullmatch(r"\s*\[([^\[\]]*)\]\s*", label)
+    return inside is not None and any(mark in inside[1] for mark in ("'", '"', separator))
+
+
 def _is_missing(value) -> bool:
     """None, NaN or an empty string; an empty list is a multi-label note without labels, which is an answer."""
     return not _is_list(value) and (pd.isna(value) or str(value).strip() == "")
@@ -457,7 +471,7 @@ def _encode_labels(
     multi_label = arguments.label_separator is not None or lists.any()
     if multi_label and arguments.positive_label is not None:
         raise DataError(f"--positive_label {arguments.positive_label}: a note may have several labels here.")
-    if any(isinstance(value, str) and re.fullmatch(r"\s*\[.*\]\s*", value, re.DOTALL) for value in column):
+    if any(isinstance(value, str) and _is_list_as_text(value, arguments.label_separator) for value in column):
         raise DataError(
             f"Column {arguments.label_column} holds lists written as text: use JSONL or Parquet for lists, or one "
             "string a note without brackets and quotation marks, with --label_separator."

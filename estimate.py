@@ -142,7 +142,7 @@ def probe(run: Run, folder: Path) -> Speed:
         if model_args.kind == "in-house":
             report = json.loads((run.pretrain(split) / REPORT_FILE).read_text(encoding="utf-8"))
             speed.pretraining_evaluation = report["cost"]["evaluation_hours"] * 3600
-            speed.pretraining = (pretraining - speed.pretraining_evaluation) / PROBE_TOKENS
+            speed.pretraining = report["cost"]["seconds_a_step"] * report["cost"]["steps"] / PROBE_TOKENS
     speed.training, speed.evaluation = clock.training / count, clock.evaluation / PROBE_NOTES
     speed.saving = clock.saving
     if model_args.ngram_branch:

@@ -29,7 +29,8 @@ C = 10.0  # inverse strength of the penalty (ours)
 ALIKE = 10.0  # how strongly the weights of the logits are drawn towards each other (ours)
 NEVER = -10.0  # the logit of a class that no training note has
 MIN_NOTES = 2  # a bucket of fewer training notes says nothing
-IN_WORD = re.compile(f"[^\\W_{UNSPACED}]|[\udc80-\udcff]")
+# A byte that begins a character of three bytes or four is none of a word: most are punctuation or of such a script.
+IN_WORD = re.compile(f"[^\\W_{UNSPACED}]|[\udc80-\udcdf]")
 ENCODER = "encoder"  # among the weights of the logits
 # name -> number of the vector, power of its naive Bayes weights
 FITS = {
@@ -193,7 +194,7 @@ def spell_tokens(tokenizer: PreTrainedTokenizerBase, tokens: int, width: int) ->
 
     The number of a character is twice its Unicode code point, plus one if it is part of a word: a letter or digit, but
     of the scripts without spaces, where each is a word. Half a character, which a byte-level token may be, has the
-    numbers of its bytes (surrogate escapes, as PEP 383), taken for letters.
+    numbers of its bytes (surrogate escapes, as PEP 383).
     """
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     spelling = torch.zeros(tokens, width, dtype=torch.int32)

@@ -23,6 +23,7 @@ import json
 import logging
 import math
 import shutil
+import statistics
 import sys
 import traceback
 from contextlib import ExitStack, nullcontext
@@ -55,7 +56,7 @@ from backbones import (
     longest_input,
     resolve_commit,
 )
-from callbacks import EarlyStopping, ObedientTrainer, PretrainingLine, TrainingClock
+from callbacks import EarlyStopping, ObedientTrainer, PretrainingLine, StepClock, TrainingClock
 from corpus import Corpus, Removed, of_notes, read_corpus, remove_held_out
 from data import DataArguments, DataError, read_unlabeled
 from locks import FolderError, alone_with, only_run_in
@@ -638,7 +639,7 @@ def train_masked_lm(
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=arguments.mlm_probability, **masking),
         train_dataset=blocks["train"],
         eval_dataset=blocks["held_out"],
-        callbacks=[TrainingClock(), PretrainingLine(), *stopping],
+        callbacks=[TrainingClock(), (steps := StepClock()), PretrainingLine(), *stopping],
         muon=arguments.muon,
     )
     trainer.remove_callback(PrinterCallback)
@@ -665,6 +666,7 @@ def train_masked_lm(
             "training_hours": TrainingClock.of(trainer).seconds / 3600,
             "evaluation_hours": evaluating / 3600,  # that are in the former
             "steps": trainer.state.global_step,
+            "seconds_a_step": statistics.median(steps.seconds) if steps.seconds else None,  # all trained before a kill
         },
         "environment": describe_environment(),
     }

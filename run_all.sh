@@ -47,7 +47,7 @@ if [[ " $* " == *" --demo "* ]]; then
   extra+=(--max_length 160 --num_train_epochs 8 --pretraining_tokens 500000 --min_steps 0)
 fi
 while (($#)); do
-  if [[ $1 == --*=~/* ]]; then set -- "${1/=~\//=${HOME}/}" "${@:2}"; fi  # which the shell leaves as it is
+  if [[ $1 == --*=~/* ]]; then set -- "${1%%=*}=${HOME}/${1#*=~/}" "${@:2}"; fi  # which the shell leaves as it is
   if [[ $1 == --*=* ]]; then set -- "${1%%=*}" "${1#*=}" "${@:2}"; fi
   if [[ $1 == --* ]]; then name=${1#--}; set -- "--${name//-/_}" "${@:2}"; fi  # --dry-run is --dry_run
   case "$1" in
@@ -262,7 +262,7 @@ is_finished() {  # by its results, whether a run needs nothing more
   mapfile -t results < <(find "${output}/$1" -name result.json 2> /dev/null)
   ((${#results[@]})) && [[ " ${extra[*]} " != *" --overwrite "* ]] || return
   expected=$(sed -n 's/^ *"num_\(folds\|seeds\)": \([0-9]*\),$/\2/p' "${results[0]}" | paste -s -d '*')
-  ((${#results[@]} >= expected))
+  [[ ${expected} ]] && ((${#results[@]} >= expected))
 }
 compute_features() {  # of every frozen encoder with a run to do, one after the other, each with all cores
   local line id model head tuning size done=

@@ -37,7 +37,7 @@ BERT_SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 # The characters, for a regular expression, of scripts that put no spaces between words: Thai and Lao, Burmese, Khmer,
 # Japanese, Chinese. Each is taken for a word (ours): else a whole clause would be one, which no other note has.
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u31f0-\u31ff"
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
 UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = f"[{UNSPACED}]|[^\\W{UNSPACED}]+"
 

@@ -103,6 +103,7 @@ DECISIVE = (
     "fp16_full_eval"
 ).split()
 
+UNSAID = {field.name: field.default for field in fields(TrainingArguments)}  # of a result that lacks one of these
 # The arguments of the model that cannot.
 NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only country_iso_code".split()
 OF_TOKENS = ("max_length", "long_notes", "window_stride")
@@ -392,13 +393,13 @@ def check_same_settings(folder: Path, finished: dict, settings: dict, data_finge
         for _ in range(finished["arguments"]["seed"] != settings["seed"])
     ]
     different += [
-        f"{name} {finished['arguments'][part].get(name)}, now {value}"
+        f"{name} {finished['arguments'][part].get(name, UNSAID.get(name))}, now {value}"
         for part in ("model", "data", "training")
         for name, value in settings[part].items()
         # of these the fingerprints tell, however the path was written
         if name != "dataset"
         and not (name == "model" and "encoder" in settings["model"])
-        and finished["arguments"][part].get(name) != value
+        and finished["arguments"][part].get(name, UNSAID.get(name)) != value
     ]
     if different:
         more = [f"and {len(different) - 3} more"] if len(different) > 3 else []  # of another kind of model, nearly all

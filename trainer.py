@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -661,6 +662,8 @@ def keep_member(trainer: NoteTrainer, folder: Path):
         weights = {name: weight.detach().cpu().contiguous() for name, weight in network.named_parameters()}
         save_file(weights, folder / MEMBER_WEIGHTS)
         write_json(folder / MEMBER_FILE, asdict(Member.of(trainer)))
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
     trainer.args.distributed_state.wait_for_everyone()
 
 

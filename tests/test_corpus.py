@@ -141,10 +141,12 @@ def test_folders_may_be_patients(tmp_path):
     assert read_corpus([by_patient]).groups == ["p1", "p2", "p2", "p3"]
     assert read_corpus([by_year]).groups == ["p7", "p7", "p8", "p9"]
     # a folder is looked for among the held-out patients, not among the ids of notes, which may well be years
-    assert read_corpus([by_year]).names[0] == ("p7",)
-    held_out = Corpus([NOTE], [("n1", "p2")])
+    held_out = Corpus([NOTE], [("2024", "p2")])
     kept, removed = remove_held_out(read_corpus([by_patient], group_column="who"), held_out)
     assert kept.groups == ["p1", "p3"] and removed == Removed(by_name=2)
+    for group_column in (None, "who"):
+        assert len(remove_held_out(read_corpus([by_year], group_column=group_column), held_out)[0]) == 4
+    assert len(remove_held_out(read_corpus([by_patient]), Corpus([NOTE], [("p2",)]))[0]) == 4  # the id of a note
 
 
 def test_a_page_break_ends_no_document(tmp_path):

@@ -337,6 +337,8 @@ def test_lists_written_as_text_with_a_separator(write):
     path = write({"text": TEXTS, "label": ["['a', 'b']", "['a']", "['b']"]}, "notes.csv")
     with pytest.raises(DataError, match="lists written as text: .* without brackets and quotation marks"):
         load(path, label_separator=",")
+    in_brackets = write({"text": TEXTS, "label": ["[a];[b]", "[a]", "[b]"]}, "notes.csv")
+    assert load(in_brackets, label_separator=";").class_names == ["[a]", "[b]"]
 
 
 @pytest.mark.parametrize("rows", [[[0, 1, 0], [1, 0, 0], [0, 1, 1]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
@@ -434,6 +436,8 @@ def test_ids(write, column, options):
 def test_ids_that_pandas_kept_as_an_index(write, tmp_path):
     TABLE.assign(note_id=["c", "a", "b"]).set_index("note_id").to_parquet(tmp_path / "notes.parquet")
     assert load(tmp_path / "notes.parquet").ids.tolist() == ["c", "a", "b"]
+    TABLE.assign(note_id=["c", "a", "a"]).set_index("note_id").to_parquet(tmp_path / "notes.parquet")
+    assert load(tmp_path / "notes.parquet").ids.tolist() == ["row-1", "row-2", "row-3"]
 
 
 def test_duplicate_ids(write):
@@ -525,8 +529,6 @@ def test_not_utf8(tmp_path, name):
         ("notes.csv", f'text,label\n"{MARKER} tousse,0\n"Toux",1\nok,0\n', "quotation mark .* begins in line 2"),
         ("notes.tsv", f'text\tlabel\n"{MARKER}" dit-il\t0\nok\t1\n', "quotation mark .* begins in line 2"),
         ("notes.tsv", f"text\tlabel\nok\t1\n{MARKER}\tx\t0\n", r"not a readable tsv file \(line 3\)"),
-        # with a separator of labels, pandas would make a note without labels of it
-        ("notes.csv", f"text,label\nok,1\n{MARKER}\nok,0\n", r"not a readable csv file \(line 3\)"),
         ("notes.jsonl", f'{{"text": "{MARKER}" "label": 1}}\n', "not a readable jsonl file"),
         ("notes.jsonl", f"{MARKER}\n", "not a readable jsonl file"),
         ("notes.parquet", f"{MARKER}\n", "not a readable parquet file"),
@@ -537,6 +539,18 @@ def test_malformed_file_is_refused_without_its_text(write, name, content, messag
     with pytest.raises(DataError, match=message) as caught:
         load(write(content, name))
     assert_says_nothing(caught.value)
+
+
+def test_records_with_fewer_fields_are_told(write, caplog):
+    """With a separator of labels, a note that was cut in two would pass for one without labels."""
+    path = write(f"text,label,ward\nok,a|b,x\n{MARKER}\nokay,b\nfine,a,\n  \n", "notes.csv")
+    notes = load(path, label_separator="|")
+    assert notes.labels.tolist() == [[1, 1], [0, 0], [0, 1], [1, 0]]
+    assert "notes.csv: fewer fields than the header in 2 rows (2, 3); read as empty" in caplog.text
+    assert MARKER not in caplog.text
+    caplog.clear()
+    assert load(write("text,label,\nok,a\nokay,b\n", "notes.csv")).texts == ["ok", "okay"]
+    assert "fewer fields" not in caplog.text
 
 
 def test_quotation_marks_within_a_note(write):

@@ -75,8 +75,9 @@ def test_a_gpu_carries_as_many_runs_as_its_memory(tmp_path, free_mib, at_a_time)
         stand_in(tmp_path, name, f"echo '{prints}'")
     plan = run_all("--demo", "--dry-run", commands=[tmp_path])
     assert plan.returncode == 0 and at_a_time in plan.stdout
-    plan = run_all("--demo", "--dry-run", commands=[tmp_path], CUDA_VISIBLE_DEVICES="")  # none of them is to be used
-    assert plan.returncode == 0 and "16 at a time (threads each: 1 of 16" in plan.stdout
+    for none in ("", "-1"):
+        plan = run_all("--demo", "--dry-run", commands=[tmp_path], CUDA_VISIBLE_DEVICES=none)
+        assert plan.returncode == 0 and "16 at a time (threads each: 1 of 16" in plan.stdout
 
 
 def test_the_limits_of_a_container_are_kept(tmp_path):

@@ -128,4 +128,6 @@ def test_characters_of_scripts_without_spaces_are_words(family):
     tokens = [token.strip("#▁") for token in tokenizer.convert_ids_to_tokens(ids)]
     assert len([token for token in tokens if token]) <= 8 + 2 + 4  # a token each, "CT" perhaps one
     assert letters(tokenizer.decode(ids)) == texts[0]
+    spelled = [tokenizer.decode([token]) for token in range(5, len(tokenizer))]
+    assert not [text for text in spelled if sum(character in characters for character in text) > 1]
     assert tokenizer.decode(tokenizer("黄", add_special_tokens=False)["input_ids"]).strip() == "黄"

@@ -300,11 +300,21 @@ def test_what_the_memory_plan_says_is_done(notes_file, tmp_path, encoder_folder,
         def on_substep_end(self, args, state, control, model, **kwargs):
             self.seen.append(any(getattr(module, "gradient_checkpointing", False) for module in model.modules()))
 
-    monkeypatch.setattr(trainer, "plan_memory", lambda *given: MemoryPlan(2, 4, checkpointing, 0.1))
+    copies = []
+
+    def plan(*given):
+        copies.append(given[-1])
+        return MemoryPlan(2, 4, checkpointing, 0.1)
+
+    monkeypatch.setattr(trainer, "plan_memory", plan)
     options = ["--model", str(encoder_folder), "--head", "linear", "--tuning", tuning, "--memory_gb", "1"]
     run, split = run_for(notes_file, tmp_path, *options)
     train_network(run, split, 0, tmp_path / "fold", epochs=1, callbacks=[Watch()])
-    assert set(Watch.seen) == {checkpointing}
+    assert set(Watch.seen) == {checkpointing} and copies == [0]
+    if tuning == "full":  # the start of the second member waits beside the first
+        run.model_args.ensemble = 2
+        train_network(run, split, 0, tmp_path / "ensemble", epochs=1)
+        assert copies == [0, 1]
 
 
 def test_few_notes_are_seen_more_often(tmp_path):
@@ -357,6 +367,7 @@ def test_an_ensemble_is_the_mean_of_its_members(notes_file, tmp_path, encoder_fo
     probabilities = trained.predict(split.test)
     other = Member.load(folder / "member-1")
     assert other.epochs == 2 and other.seconds > 0 and not (folder / "member-2").exists()
+    assert not [*folder.glob("member-1/checkpoint-*")] and [*folder.glob("checkpoint-*")]
     alone, _ = run_for(notes_file, tmp_path, *asked, "--early_stopping_patience", "0")
     single = train_network(alone, split, 0, tmp_path / "single")
     assert not np.allclose(probabilities, single.predict(split.test))
