@@ -477,10 +477,8 @@ def _encode_labels(
             "string a note without brackets and quotation marks, with --label_separator."
         )
     if names:  # -1 is how a Hub data set writes a label that it withholds
-        given = [
-            [label for label in (value if _is_list(value) else [value]) if not _is_missing(label)] for value in column
-        ]
-        column = column.mask([min(labels, default=0) < 0 for labels in given])
+        each = [value if _is_list(value) else [value] for value in column]
+        column = column.mask([any(not _is_missing(label) and label < 0 for label in labels) for labels in each])
     if arguments.label_separator is None:
         unlabeled = np.flatnonzero([_is_missing(value) for value in column])
         if len(unlabeled):

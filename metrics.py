@@ -53,7 +53,7 @@ def tune_thresholds(probabilities: np.ndarray, labels: np.ndarray, task: str) ->
     if task == "multi-class":
         return None
     if task == "binary":  # macro F1: the mean of both classes
-        if len(np.unique(labels)) == 1:  # which of its notes are alone tells nothing of where the other's would be
+        if len(np.unique(labels)) == 1:  # alone it does not tell where the other begins
             return [0.5]
         positive, negative = _f1_at_thresholds(labels == 1, probabilities[:, 1])
         return [_middle_of_the_best(positive + negative)]

@@ -29,7 +29,7 @@ C = 10.0  # inverse strength of the penalty (ours)
 ALIKE = 10.0  # how strongly the weights of the logits are drawn towards each other (ours)
 NEVER = -10.0  # the logit of a class that no training note has
 MIN_NOTES = 2  # a bucket of fewer training notes says nothing
-# A byte that begins a character of three bytes or four is none of a word: most are punctuation or of such a script.
+# A byte that begins a character of three bytes or four is none of a word, as punctuation and those scripts (ours).
 IN_WORD = re.compile(f"[^\\W_{UNSPACED}]|[\udc80-\udcdf]")
 ENCODER = "encoder"  # among the weights of the logits
 # name -> number of the vector, power of its naive Bayes weights

@@ -113,12 +113,15 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediat
 SMALL = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=1024)
 SMALL |= dict(vocab_size=8000, max_length=128, mlm_probability=0.4)
 PATIENCE = 3  # evaluations without a lower held-out loss before pretraining stops (ours)
-# The training arguments that go into pretrain.json, and that an interrupted run must share to be resumed.
+# The training arguments, beside the seed, that can move a number, here and in train.py: what was made with others, or
+# interrupted, is not this run's.
 DECISIVE = (
     "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps "
     "lr_scheduler_type lr_scheduler_kwargs optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
-    "max_grad_norm bf16 fp16 tf32 seed data_seed dataloader_drop_last neftune_noise_alpha eval_strategy eval_steps "
-    "save_strategy save_steps load_best_model_at_end world_size"
+    "max_grad_norm label_smoothing_factor bf16 fp16 tf32 data_seed dataloader_drop_last load_best_model_at_end "
+    "eval_strategy eval_steps save_strategy save_steps neftune_noise_alpha train_sampling_strategy "
+    "metric_for_best_model eval_delay eval_on_start auto_find_batch_size optim_target_modules bf16_full_eval "
+    "fp16_full_eval world_size"
 ).split()
 
 
@@ -596,7 +599,7 @@ def resolve_settings(arguments: PretrainArguments, training_args: TrainingArgume
     if arguments.model is not None:
         described["encoder"] = encoder_fingerprint(find_backbone(arguments.model, arguments.model_revision))
     described["code"] = code_fingerprint()
-    training = {name: getattr(training_args, name) for name in DECISIVE}
+    training = {name: getattr(training_args, name) for name in ("seed", *DECISIVE)}
     return json.loads(json.dumps({"arguments": described, "training": training, **text.describe()}, default=str))
 
 
@@ -633,13 +636,14 @@ def train_masked_lm(
     if arguments.whole_word_mask:  # a word is then always replaced by masks, and offsets cannot be padded
         masking |= dict(whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0, pad_to_multiple_of=None)
     stopping = [EarlyStopping(PATIENCE)] if training_args.load_best_model_at_end else []
+    clock = StepClock()
     trainer = MaskedLanguageModelTrainer(
         model=model,
         args=trainer_args,
         data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=arguments.mlm_probability, **masking),
         train_dataset=blocks["train"],
         eval_dataset=blocks["held_out"],
-        callbacks=[TrainingClock(), (steps := StepClock()), PretrainingLine(), *stopping],
+        callbacks=[TrainingClock(), clock, PretrainingLine(), *stopping],
         muon=arguments.muon,
     )
     trainer.remove_callback(PrinterCallback)
@@ -666,7 +670,8 @@ def train_masked_lm(
             "training_hours": TrainingClock.of(trainer).seconds / 3600,
             "evaluation_hours": evaluating / 3600,  # that are in the former
             "steps": trainer.state.global_step,
-            "seconds_a_step": statistics.median(steps.seconds) if steps.seconds else None,  # all trained before a kill
+            # median of this process; None if an earlier one had trained all
+            "seconds_a_step": statistics.median(clock.seconds) if clock.seconds else None,
         },
         "environment": describe_environment(),
     }

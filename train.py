@@ -43,7 +43,7 @@ from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from muon import GOES_WITH
-from pretrain import ArgumentError, check_schedule, refuse_several_gpus
+from pretrain import DECISIVE, ArgumentError, check_schedule, refuse_several_gpus
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
@@ -93,16 +93,6 @@ COMMON_RECIPE = dict(
     disable_tqdm=True,  # one line an epoch instead, which also reads well in a log file
     seed=0,
 )
-# The training arguments that can move a number: a finished fold made with others is not this run's.
-DECISIVE = (
-    "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps "
-    "lr_scheduler_type lr_scheduler_kwargs optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
-    "max_grad_norm label_smoothing_factor bf16 fp16 tf32 data_seed dataloader_drop_last load_best_model_at_end "
-    "eval_strategy eval_steps save_strategy save_steps neftune_noise_alpha train_sampling_strategy "
-    "metric_for_best_model eval_delay eval_on_start auto_find_batch_size optim_target_modules bf16_full_eval "
-    "fp16_full_eval"
-).split()
-
 UNSAID = {field.name: field.default for field in fields(TrainingArguments)}  # of a result that lacks one of these
 # The arguments of the model that cannot.
 NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only country_iso_code".split()
@@ -362,7 +352,7 @@ def resolve_settings(run: Run, seed: int) -> dict:
         path = Path(arguments[name]).expanduser()
         if path.exists():
             arguments[name] = path.resolve().name
-    training = {name: getattr(training_args, name) for name in DECISIVE} | {"world_size": training_args.world_size}
+    training = {name: getattr(training_args, name) for name in DECISIVE}
     if model_args.kind == "baseline":  # it reads nothing else
         model = {"model": model_args.model}
         training = {"metric_for_best_model": training_args.metric_for_best_model}

@@ -662,9 +662,10 @@ def keep_member(trainer: NoteTrainer, folder: Path):
         weights = {name: weight.detach().cpu().contiguous() for name, weight in network.named_parameters()}
         save_file(weights, folder / MEMBER_WEIGHTS)
         write_json(folder / MEMBER_FILE, asdict(Member.of(trainer)))
+    trainer.args.distributed_state.wait_for_everyone()  # another process may still load its best weights
+    if trainer.is_world_process_zero():
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-    trainer.args.distributed_state.wait_for_everyone()
 
 
 @torch.no_grad()

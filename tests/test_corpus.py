@@ -154,11 +154,22 @@ def test_a_page_break_ends_no_document(tmp_path):
     assert read_corpus([str(tmp_path / "lines.txt")]).texts == ["page une\fpage deux\u2028suite", "autre"]
 
 
-def test_scripts_without_spaces_are_looked_for_too():
-    note = "患者因反复咳嗽伴低热两周入院，胸片示右下肺炎，予抗生素治疗后好转。"
-    document = f"既往体健，无药物过敏史{note}出院后门诊随访"
-    other = "既往高血压病史十年，长期口服药物控制，血压平稳，无胸闷气短等不适，建议继续随访观察。"
-    assert find_leaking([document, note[:20], other], [note]).tolist() == [True, True, False]
+@pytest.mark.parametrize(
+    ("note", "other"),
+    [
+        (
+            "患者因反复咳嗽伴低热两周入院，胸片示右下肺炎，予抗生素治疗后好转。",
+            "既往高血压病史十年，长期口服药物控制。",
+        ),
+        (
+            "三日前からの発熱と咳嗽を主訴に来院し、胸部Ｘ線で肺炎と診断された。",
+            "高血圧のため内服治療を続けている患者。",
+        ),
+        ("ผู้ป่วยมีไข้และไอมาสามวันแพทย์ตรวจพบปอดอักเสบ", "ความดันโลหิตสูงรับประทานยาสม่ำเสมอ"),
+    ],
+)
+def test_scripts_without_spaces_are_looked_for_too(note, other):
+    assert find_leaking([f"{other}{note}{other}", note[:20], other], [note]).tolist() == [True, True, False]
 
 
 def test_training_notes_are_no_reason_to_doubt_the_further_text(caplog):

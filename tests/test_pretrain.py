@@ -177,7 +177,7 @@ def test_a_run_killed_after_its_end_trains_no_further(text_file, tmp_path, monke
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("pretrain.describe_environment", raise_interrupt)
         train_tiny(text_file, tmp_path, *options)
-    (last,) = {max(int(path.name.split("-")[1]) for path in (tmp_path / "checkpoints").glob("checkpoint-*"))}
+    last = max(int(path.name.split("-")[1]) for path in (tmp_path / "checkpoints").glob("checkpoint-*"))
     assert last in end
     report = train_tiny(text_file, tmp_path, *options)
     assert report["cost"]["steps"] == last and not (tmp_path / "checkpoints").exists()
