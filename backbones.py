@@ -86,6 +86,8 @@ def resolve_commit(backbone: Backbone) -> str | None:
 
 
 def _unreachable(backbone: Backbone) -> BackboneError:
+    if backbone.hub_id.startswith((".", "/", "~")):
+        return BackboneError(f"--model {backbone.hub_id}: no such folder.")
     return BackboneError(
         f"{backbone.hub_id} is not in the cache and the Hub did not give it. Where there is a network, run `hf "
         f"download {backbone.hub_id}`, then copy the cache or give the folder as --model; or try `bash run_all.sh "

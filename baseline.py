@@ -13,12 +13,14 @@ from itertools import product, starmap
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from calibration import log_loss
+from data import DataError
 from metrics import SELECTION_METRIC, NoteClassificationMetric, selecting_score, tune_thresholds
 from naive_bayes import POWERS, fit_weighted, weigh
 from tokenization import WORD
@@ -40,11 +42,21 @@ class Settings:
     naive_bayes_power: int
 
 
-def build_features() -> FeatureUnion:
-    """The vectoriser; a feature must occur in two notes at least."""
+def fit_features(texts: list[str]) -> tuple[FeatureUnion, csr_matrix]:
+    """The vectoriser, and what it makes of these notes (notes, features); a feature must occur in two of them.
+
+    Raises:
+        DataError: none does.
+    """
     words = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=WORD)
     characters = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), min_df=2, sublinear_tf=True)
-    return FeatureUnion([("words", words), ("characters", characters)])
+    features = FeatureUnion([("words", words), ("characters", characters)])
+    try:
+        return features, features.fit_transform(compose(texts))
+    except ValueError:  # of an empty vocabulary
+        raise DataError(
+            f"No word occurs in two of the {len(texts)} training notes: is --text_column the one with the notes?"
+        ) from None
 
 
 def build_classifier(settings: Settings, task: str) -> LogisticRegression | OneVsRestClassifier:
@@ -66,8 +78,7 @@ class TfidfClassifier:
         self.pipeline = pipeline
 
     def fit(self, texts: list[str], labels: np.ndarray, settings: Settings) -> "TfidfClassifier":
-        features = build_features()
-        matrix = features.fit_transform(compose(texts))
+        features, matrix = fit_features(texts)
         classifier = build_classifier(settings, self.task)
         fit_weighted(matrix, labels, weigh(matrix, labels, settings.naive_bayes_power), classifier)
         self.pipeline = Pipeline([("features", features), ("classifier", classifier)])
@@ -88,8 +99,7 @@ class TfidfClassifier:
         (default: SELECTION_METRIC of the task), or by `loss`, the cross-entropy.
         """
         selection = selection or SELECTION_METRIC[self.task]
-        features = build_features()
-        matrix = features.fit_transform(compose(texts))
+        features, matrix = fit_features(texts)
         validation_matrix = features.transform(compose(validation_texts))
         weights = {power: weigh(matrix, labels, power) for power in powers}
         metric = NoteClassificationMetric(self.task, self.class_names)

@@ -171,10 +171,12 @@ def permutation_test(first: Answers, second: Answers, metric: str) -> float:
     """Two-sided p-value of no difference: the answers of the two are swapped for random halves of the groups.
 
     Paired (Yeh 2000, "More accurate tests for the statistical significance of result differences"); the smallest
-    p-value is 1 / (PERMUTATIONS + 1). Both have as many seeds: the answers of all seeds to a group change together.
+    p-value is 1 / (PERMUTATIONS + 1). The answers of all seeds to a group change together; where one has more seeds
+    than the other, only its first ones do, as many as the other has.
     """
-    ours, theirs = first.by_group, second.by_group
-    observed = abs(first.estimate(metric) - second.estimate(metric))
+    seeds = min(len(first.predicted), len(second.predicted))
+    ours, theirs = first.by_group[:seeds], second.by_group[:seeds]
+    observed = abs((first.score(ours.sum(axis=1), metric) - first.score(theirs.sum(axis=1), metric)).mean())
     theirs_alone = theirs.sum(axis=1, keepdims=True)  # (seeds, 1, C)
     both = ours.sum(axis=1, keepdims=True) + theirs_alone
     as_extreme = 0
@@ -199,7 +201,7 @@ def resampled_t_test(first: Answers, second: Answers, metric: str, test_to_train
     is corrected for by adding the ratio of test to training notes, `test_to_train`. None for a single fold, and where
     all folds have the same difference: of how much it varies they then say nothing.
     """
-    gaps = (first.score(first.by_fold, metric) - second.score(second.by_fold, metric)).mean(axis=0)
+    gaps = first.score(first.by_fold, metric).mean(axis=0) - second.score(second.by_fold, metric).mean(axis=0)
     gaps = gaps[~np.isnan(gaps)]
     folds = len(gaps)
     if folds < 2 or np.ptp(gaps) < ROUNDING:
@@ -252,7 +254,7 @@ def compare(answers: list[Answers], metric: str, test_to_train: float) -> pd.Dat
     """One row a model, in the order given: its score and interval, and the paired tests against the best of them.
 
     The best is the one with the highest score. `gap` is the model minus the best; `p` is the permutation test's,
-    `p_corrected` corrected for all pairs of models, and no less; both are missing where models differ in seeds.
+    `p_corrected` corrected for all pairs of models, and no less.
     `test_to_train` is the ratio of test to training notes in a fold.
     """
     scores = [each.estimate(metric) for each in answers]
@@ -265,10 +267,9 @@ def compare(answers: list[Answers], metric: str, test_to_train: float) -> pd.Dat
         if number != best:
             row |= zip(("gap", "gap_low", "gap_high", "gap_se"), difference(each, answers[best], metric), strict=True)
             row |= zip(("only_this", "only_best", "p_mcnemar"), mcnemar_test(each, answers[best]), strict=True)
-            if len(each.predicted) == len(answers[best].predicted):
-                row["p"] = permutation_test(each, answers[best], metric)
-                row["p_corrected"] = max(row["p"], corrected[number])
-                row["p_resampled_t"] = resampled_t_test(each, answers[best], metric, test_to_train)
+            row["p"] = permutation_test(each, answers[best], metric)
+            row["p_corrected"] = max(row["p"], corrected[number])
+            row["p_resampled_t"] = resampled_t_test(each, answers[best], metric, test_to_train)
         rows.append(row)
     columns = ["score", "low", "high", "is_best", "gap", "gap_low", "gap_high", "gap_se", "p", "p_corrected"]
     return pd.DataFrame(rows, columns=[*columns, "only_this", "only_best", "p_mcnemar", "p_resampled_t"]).astype(
@@ -297,9 +298,8 @@ class Verdict:
 def choose_model(table: pd.DataFrame, hours: pd.Series, collapsed: pd.Series, notes: int) -> Verdict:
     """The cheapest to train of the models that are not significantly worse than the best (`p_corrected` at LEVEL).
 
-    A model that could not be tested is no candidate, and one that gave all notes the same answer in every fold
-    (`collapsed`) is passed over. `hours` are those of training the model as if it were the only one; of equally cheap
-    ones the better is taken.
+    One that gave all notes the same answer in every fold (`collapsed`) is passed over. `hours` are those of training
+    the model as if it were the only one; of equally cheap ones the better is taken.
     """
     best = int(table.is_best.argmax())
     candidates = [row for row in table.index if row == best or table.p_corrected[row] >= LEVEL]

@@ -263,14 +263,14 @@ def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
         frame = frame.iloc[: filled[-1] + 1 if len(filled) else 0]
     if not isinstance(frame.index, pd.RangeIndex):  # pandas took the first column for names of the rows
         raise ValueError("more fields than the header in line 2")
-    return frame
+    return frame.rename(columns=str.strip)
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
     with open(path, encoding="utf-8-sig") as file:
         header = file.readline()
-    # Spreadsheets in French and German locales write ';' where others write ','.
-    return _read_delimited(path, ";" if header.count(";") > header.count(",") else ",")
+    # Spreadsheets in French and German locales write ';' where others write ','; of equals the comma.
+    return _read_delimited(path, max(",;\t|", key=header.count))
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -295,7 +295,11 @@ def _read_file(path: Path) -> pd.DataFrame:
     if read is None:
         raise DataError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; give {', '.join(READERS)}.")
     try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty.")
         return read(path)
+    except DataError:
+        raise
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
     except OSError as error:
@@ -318,6 +322,8 @@ def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[
     is 'none'.
     """
     source = arguments.dataset
+    if not source.strip():
+        raise NoNotesError("--dataset is empty; give a file, a folder or the id of a data set on the Hub.")
     path = Path(source).expanduser()
     of_hub = arguments.dataset_config or arguments.dataset_revision
     if of_hub and (source.split(":")[0] == "synthetic" or path.exists()):
@@ -338,7 +344,9 @@ def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[
         if len(files) == 1:
             return _read_file(files[0]), {}
         if not files or not all(splits.values()) or len(set(splits.values())) < len(files):
-            found = ", ".join(file.name for file in files) or "none"
+            found = ", ".join(file.name for file in files[:5]) + (", ..." if len(files) > 5 else "") or "none"
+            if not files and next(path.rglob("*.txt"), None):
+                found = "text files: put them in one table, a row a note, with the columns text and label"
             raise DataError(
                 f"{path}: expected one data file, or one file a split named train, validation, test "
                 f"({', '.join(READERS)}); found: {found}."

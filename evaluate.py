@@ -86,12 +86,17 @@ RESULT = {
 
 
 # Of the arguments of a run, those in which the seeds of one row may differ: where and in what order they were trained,
-# and what num_folds says.
-MAY_DIFFER = "data_seed world_size bf16 fp16 tf32 memory_gb folds repeats subgroup_columns".split()
+# and what num_folds says; and those in which the rows of one learning curve may.
+MAY_DIFFER = "data_seed world_size bf16 fp16 tf32 memory_gb folds repeats subgroup_columns train_size".split()
+CURVE = CELL[:-1]
 POINT = {"kept": str, "required": NUMBER} | dict.fromkeys(["threshold", "recall", "precision"], NUMBER_OR_NONE)
 ESTIMATE = {"runs": dict}
 ESTIMATE_OF_RUN = {"training_hours": NUMBER, "training_hours_an_epoch": NUMBER, "fitting_hours_a_fold": NUMBER}
 ESTIMATE_OF_RUN |= {"epochs": NUMBER_OR_NONE}
+
+
+class PredictionsError(ValueError):
+    """Of a fold; the message says which, and what to do."""
 
 
 def main() -> int:
@@ -193,9 +198,16 @@ def read_files(folders: list[Path], name: str, read, damaged: list[str]) -> list
     for path in sorted(paths.values()):
         try:
             records.append(read(path) | {"path": path})
+        except OSError as error:
+            damaged.append(f"{within(path, folders)}: cannot be read ({error.strerror})")
         except ValueError as error:
             damaged.append(f"{within(path, folders)}: {error}")
     return records
+
+
+def is_beneath(path: Path, folder: Path) -> bool:
+    """Also where one was found from a relative and the other from an absolute path."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def within(path: Path, folders: list[Path]) -> Path:
@@ -281,7 +293,7 @@ def read_estimate(path: Path) -> dict:
 def load_json(path: Path, status: str, schema: dict) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         # only the kind of error: the file may be anything, and what it holds is not ours to print
         raise ValueError(f"cannot be read as JSON ({type(error).__name__})") from None
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
@@ -314,11 +326,8 @@ def check_comparable(results: pd.DataFrame) -> None:
         )
     alike = [
         (["dataset"], ["fingerprint", "task", "class_names"], "different notes, tasks or classes under one data set"),
-        (
-            CELL,
-            ["num_folds", "backbone", "revision", "stand_in_for", "transductive"],
-            "different folds or backbones under one name",
-        ),
+        (CELL, ["num_folds"], "different folds under one name"),
+        (CURVE, ["backbone", "revision", "stand_in_for", "transductive"], "different backbones under one name"),
     ]
     for keys, columns, problem in alike:
         for _, group in results.groupby(keys):
@@ -329,15 +338,17 @@ def check_comparable(results: pd.DataFrame) -> None:
                 raise ValueError(
                     f"{problem} ({name}), report them apart: " + " | ".join(", ".join(names) for names in folders)
                 )
-    for _, group in results.groupby(CELL):
-        first, *others = group.itertuples()
-        for other in others:
-            differ = [name for name, value in other.settings.items() if first.settings.get(name) != value]
-            if differ or len(other.settings) != len(first.settings):
-                named = ", ".join(differ) or "one of them lacks some"
+    for _, group in results.groupby(CURVE):
+        said = {}  # a result of before an argument was written down lacks it: train.py takes it for the same run too
+        for row in group.itertuples():
+            folder = row.path.parent.parent
+            differ = [
+                name for name, value in row.settings.items() if said.setdefault(name, (value, folder))[0] != value
+            ]
+            if differ:
                 raise ValueError(
-                    f"different settings under one name ({named}), report them apart: {first.path.parent.parent} | "
-                    f"{other.path.parent.parent}"
+                    f"different settings under one name ({', '.join(differ)}), report them apart: "
+                    f"{said[differ[0]][1]} | {folder}"
                 )
 
 
@@ -352,7 +363,7 @@ def find_missing(plans: list[dict], seen: pd.DataFrame) -> pd.DataFrame:
     """The planned runs that left neither a result nor a failure beneath the folder of their plan."""
     missing = []
     for plan in plans:
-        beneath = seen[[path.is_relative_to(plan["path"].parent) for path in seen.path]]
+        beneath = seen[[is_beneath(path, plan["path"].parent) for path in seen.path]]
         datasets = beneath.dataset.unique()
         # a plan does not name its data set: with several beneath it, which one the run was meant for is not known
         dataset = datasets[0] if len(datasets) == 1 else "data set not known"
@@ -378,31 +389,40 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
                 raise ValueError("predictions on other notes")
             trust = measure_trust(predictions, folds, cell.task)
             usable.append((number, of_cell, trust, score_subgroups(predictions[0], of_cell, metric)))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            # only the kind of error: the file may be anything, and what it holds is not ours to print
-            unreadable.append(
-                f"statistics of {figures.cell_name(cell)}: no usable predictions ({type(error).__name__})"
-            )
+        except (ValueError, KeyError, TypeError) as error:
+            # else only the kind of error: the file may be anything, and what it holds is not ours to print
+            where = error if isinstance(error, PredictionsError) else f"({type(error).__name__})"
+            unreadable.append(f"statistics of {figures.cell_name(cell)}: no usable predictions {where}")
     kept, answers, trust, subgroups = map(list, zip(*usable, strict=True)) if usable else ([], [], [], [])
-    if len(answers) < 2:
+    if len(answers) < 2 or np.isnan(answers[0].estimate(metric)):  # of no positive note there is no score
         return report.Compared(kept, answers, trust, subgroups, None, None)
     folds = results[results.train_size == "-"]
     table = comparison.compare(answers, metric, folds.test_notes.sum() / folds.train_notes.sum())
     rows = cells.loc[kept].reset_index(drop=True)
     collapsed = rows.collapsed_folds == rows.folds_finished
-    verdict = comparison.choose_model(table, rows.standalone_hours, collapsed, len(set(answers[0].ids)))
+    verdict = comparison.choose_model(table, report.hours_to_compare(rows), collapsed, len(set(answers[0].ids)))
     return report.Compared(kept, answers, trust, subgroups, table, verdict)
 
 
 def read_predictions(results: pd.DataFrame) -> list[pd.DataFrame]:
     """The predictions of each seed on all folds, in the order of the note ids."""
-    return [
-        pd.concat(
-            pd.read_parquet(path.with_name("predictions.parquet")).assign(fold=fold)
-            for path, fold in zip(folds.path, folds.fold, strict=True)
-        ).sort_values(["id", "fold"])
-        for _, folds in results.groupby("seed")
-    ]
+    of_seeds = []
+    for _, folds in results.groupby("seed"):
+        of_folds = []
+        for path, notes in zip(folds.path, folds.test_notes, strict=True):
+            try:
+                of_folds.append(pd.read_parquet(path.with_name("predictions.parquet")))
+                if len(of_folds[-1]) != notes:
+                    raise ValueError("not as many predictions as test notes")
+            except (OSError, ValueError) as error:
+                fold = Path(*path.parent.parts[-2:])
+                raise PredictionsError(f"in {fold} ({type(error).__name__}): delete it and train it again") from error
+        of_seeds.append(
+            pd.concat(each.assign(fold=fold) for each, fold in zip(of_folds, folds.fold, strict=True)).sort_values(
+                ["id", "fold"]
+            )
+        )
+    return of_seeds
 
 
 def collect_answers(predictions: list[pd.DataFrame], classes: int) -> comparison.Answers:
@@ -464,7 +484,7 @@ def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFr
     """
     rows = []
     for estimate in estimates:
-        beneath = results[[path.is_relative_to(estimate["path"].parent) for path in results.path]]
+        beneath = results[[is_beneath(path, estimate["path"].parent) for path in results.path]]
         for run_id, folds in beneath.groupby("run_id", sort=False):
             expected = estimate["runs"].get(run_id)
             if expected is None or len(folds) < folds.num_folds.iloc[0] * folds.num_seeds.max():

@@ -33,7 +33,7 @@ IN_HOUSE = {
     "transformer-pretrained": "transformer (pretrained in-house)",
     "moe-transformer-pretrained": "moe-transformer (pretrained in-house)",
 }
-MORE_COLOURS = ["#882255", "#999933", "#888888", "#44AA99"]
+MORE_COLOURS = "#882255 #999933 #888888 #44AA99 #332288 #AA4499 #661100 #6699CC".split()
 HEADS = {"-": "X", "linear": "o", "adapter": "s", "lightweight": "^", "tiny-attention": "D", "grn": "*"}
 TUNINGS = {  # how a marker is filled
     "-": {},
@@ -100,7 +100,7 @@ def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
             axes.errorbar(hours, f1, yerr=sd, fmt="none", ecolor=(colour, 0.4 * alpha), zorder=2)
             axes.plot(hours, f1, zorder=3, alpha=alpha, **marker_style(colour, cell["head"], cell.tuning))
         axes.set(xscale="log", title=dataset, ylabel=f"F1 ({average}), mean ± sd over folds and seeds")
-        axes.set_xlabel("hours, all folds: training plus, for frozen backbones, the shared pass over the notes")
+        axes.set_xlabel("hours, all folds: training, a frozen backbone's pass over the notes, pretraining in-house")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.minorticks_off()
@@ -170,7 +170,11 @@ def draw_front(axes: Axes, rows: pd.DataFrame, average: str) -> list[str]:
     """
     front, highest = [], -1.0
     ranked = rows[may_be_ranked(rows)]
-    for _, cell in ranked.assign(hours=ranked.apply(standalone_hours, axis=1)).sort_values("hours").iterrows():
+    for _, cell in (
+        ranked.assign(hours=ranked.apply(standalone_hours, axis=1))
+        .sort_values(["hours", f"f1_{average}_mean"], ascending=[True, False])
+        .iterrows()
+    ):
         f1 = cell[f"f1_{average}_mean"]
         if f1 > highest:
             front.append((cell.hours, f1, cell_name(cell)))

@@ -31,6 +31,9 @@ def crossings(curve: pd.DataFrame, reference: pd.DataFrame, score: str) -> tuple
     both = curve.merge(reference, on="train_size", suffixes=("", "_of_reference"))
     gap = (both[f"{score}_mean"] - both[f"{score}_mean_of_reference"]).to_numpy()
     notes = np.log(both.train_notes.to_numpy())
+    equal = np.flatnonzero(gap[1:-1] == 0) + 1
+    touch = equal[gap[equal - 1] * gap[equal + 1] > 0]  # there, and on no other side after it: they do not cross
+    gap, notes = np.delete(gap, touch), np.delete(notes, touch)
     before = np.flatnonzero(np.diff(gap > 0))  # the place of the size before each change
     share = gap[before] / (gap[before] - gap[before + 1])
     return bool(gap[0] > 0), np.exp(notes[before] + share * (notes[before + 1] - notes[before])).tolist()

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ import heads  # noqa: F401
 import scratch_model  # noqa: F401
 from baseline import TfidfClassifier
 from batches import WindowCollator, tokenize_notes
-from data import DataArguments, DataError, read_unlabeled
+from data import READERS, DataArguments, DataError, read_unlabeled
 from metrics import decide, probabilities_from_logits
 from results import MODEL_FACTS, RESULT_FILE, SCHEMA_VERSION
 
@@ -131,6 +132,22 @@ def label_notes(probabilities: np.ndarray, facts: dict) -> list[str]:
     return [names[index] for index in predicted]
 
 
+def write_csv(table: pd.DataFrame, output: Path):
+    """All of it or nothing.
+
+    Raises:
+        DataError: it cannot be written, as on a full disk.
+    """
+    partial = output.with_name(f"{output.name}.partial")
+    try:
+        table.to_csv(partial, index=False)
+        os.replace(partial, output)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise DataError(f"--output {output}: cannot be written ({error.strerror}); choose another place.") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="model folder of a run, or Hub id")
@@ -152,13 +169,18 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if arguments.batch_size < 1:
             raise DataError(f"--batch_size {arguments.batch_size}: give 1 or more.")
-        if os.path.exists(arguments.output):
-            raise DataError(f"--output {arguments.output}: exists already; choose another file.")
-        folder = Path(arguments.output).absolute().parent
+        output = Path(arguments.output)
+        if output.suffix.lower() in READERS and output.suffix.lower() != ".csv":
+            raise DataError(f"--output {output}: what is written is CSV; name it {output.stem}.csv.")
+        if output.is_dir():
+            raise DataError(f"--output {output}: a folder; give the name of the file too.")
+        if output.exists():
+            raise DataError(f"--output {output}: exists already; choose another file.")
+        folder = output.absolute().parent
         if not folder.is_dir():
-            raise DataError(f"--output {arguments.output}: no such folder.")
+            raise DataError(f"--output {output}: no such folder.")
         if not os.access(folder, os.W_OK):  # known before the work is done
-            raise DataError(f"--output {arguments.output}: the folder cannot be written; choose another.")
+            raise DataError(f"--output {output}: the folder cannot be written; choose another.")
         facts = read_facts(arguments.model, arguments.model_revision)
         if arguments.threshold is not None:
             facts["thresholds"] = [check_threshold(arguments.threshold, facts["task"])]
@@ -172,19 +194,22 @@ def main(argv: list[str] | None = None) -> int:
         probabilities = predict_probabilities(
             arguments.model, arguments.model_revision, facts, notes.texts, arguments.batch_size
         )
+        columns = {"id": notes.ids, "predicted": label_notes(probabilities, facts)}
+        columns |= {
+            f"probability_{name}": column for name, column in zip(facts["class_names"], probabilities.T, strict=True)
+        }
+        write_csv(pd.DataFrame(columns), output)
     except (DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
     except Exception as error:  # its message may quote a note: only the frames and the type are shown, as in train.py
         print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
         print(f"error: {type(error).__name__} (message withheld: it may quote a note)", file=sys.stderr)
         return 1
-    columns = {"id": notes.ids, "predicted": label_notes(probabilities, facts)}
-    columns |= {
-        f"probability_{name}": column for name, column in zip(facts["class_names"], probabilities.T, strict=True)
-    }
-    pd.DataFrame(columns).to_csv(arguments.output, index=False)
-    logger.info("%d notes: %s", len(notes), arguments.output)
+    logger.info("%d notes: %s", len(notes), output)
     return 0
 
 

@@ -28,6 +28,7 @@ import sys
 import traceback
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -245,9 +246,32 @@ class PretrainArguments:
             )
 
 
+class ArgumentParser(HfArgumentParser):
+    """Says in one line what is wrong, without the usage of some two hundred arguments; exit status 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}; --help lists all arguments.\n")
+
+    def parse_args_into_dataclasses(self, argv: list[str] | None = None) -> tuple:
+        """As in the parent.
+
+        Raises:
+            ArgumentError: there is no such argument.
+        """
+        *parsed, unknown = super().parse_args_into_dataclasses(argv, return_remaining_strings=True)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            if not name.startswith("--"):
+                raise ArgumentError(f"{name}: to which argument does it belong? --help lists all.")
+            similar = get_close_matches(name, self._option_string_actions, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else "--help lists all."
+            raise ArgumentError(f"{name}: no such argument; {hint}")
+        return tuple(parsed)
+
+
 def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, TrainingArguments]:
     """The command line over our recipe over the defaults of the libraries."""
-    parser = HfArgumentParser(
+    parser = ArgumentParser(
         (PretrainArguments, TrainingArguments),
         description=__doc__.splitlines()[0],
         allow_abbrev=False,
@@ -766,6 +790,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except (ArgumentError, DataError, BackboneError, FolderError, OSError, torch.OutOfMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted: given again, the same command goes on from here", file=sys.stderr)
+        return 130
     except Exception as error:  # its message may quote a note: only the frames and the type are shown, as in train.py
         print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
         print(f"error: {type(error).__name__} (message withheld: it may quote a note)", file=sys.stderr)

@@ -6,6 +6,7 @@ columns are. Page and Markdown are two templates (templates/) over the same cont
 
 import base64
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -95,6 +96,7 @@ PAPER = [
     ),
 ]
 PAPER_COLUMNS = ["Source", "Model", "Accuracy", "Precision", "Recall", "F1", "Cost"]
+WRITTEN_SOMETIMES = ["hard_notes.csv", "f1_vs_hours.*", "learning_curves_*.*", "reliability_*.*"]
 MANY_CUT = 0.05  # of the test notes: fewer hardly move a score (ours)
 FEW_NOTES = 50  # in a subgroup: a 95 % interval of an accuracy of 0.9 is then 0.17 wide (ours)
 FEW_OF_A_CLASS = 10  # likewise, of the rarer of two classes (ours)
@@ -164,8 +166,7 @@ class Table:
         """`style` is one of tabulate's; 'pipe' gives Markdown."""
         columns, rows = self.columns, [[*row] for row in self.rows]
         if style == "pipe":
-            # the name of a class or of a data set may hold what ends a cell or a line
-            columns, *rows = [[" ".join(text.split()).replace("|", "\\|") for text in row] for row in (columns, *rows)]
+            columns, *rows = [[escape_markdown(text) for text in row] for row in (columns, *rows)]
             if self.best is not None:
                 place = self.columns.index(self.best_column)
                 rows[self.best][place] = f"**{rows[self.best][place]}**"
@@ -214,6 +215,9 @@ def write_report(
     file that could not be used, `command` what to type to make the report again.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for pattern in WRITTEN_SOMETIMES:  # by an earlier report, on other runs
+        for path in folder.glob(pattern):
+            path.unlink()
     cells.to_csv(folder / "results.csv", index=False)
     # text stays text in the SVG (searchable, sharp), a $ in a name is no formula, the same results give the same file
     drawn, style = {}, {"svg.fonttype": "none", "svg.hashsalt": "frugal-notes", "text.parse_math": False}
@@ -270,7 +274,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["code"] = code_in_html
+    templates.filters |= {"code": code_in_html, "markdown": escape_markdown}
     for name in ("index.html", "results.md"):
         (folder / name).write_text(templates.get_template(name).render(content | constant), encoding="utf-8")
     tex = "\n\n".join(each.results.draw("latex_booktabs") for each in datasets if each.results)
@@ -281,6 +285,11 @@ def write_report(
 
 def all_seeds(claims: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     return tuple(map(np.concatenate, zip(*claims, strict=True)))
+
+
+def escape_markdown(text: str) -> str:
+    """The name of a class or of a data set may hold what ends a cell or a line, or is read as markup."""
+    return re.sub(r"[\\|*`<&\[\]]", r"\\\g<0>", " ".join(text.split()))
 
 
 def code_in_html(text: str) -> Markup:
@@ -305,7 +314,7 @@ def describe(
         verdict=verdict_sentences(cells, compared, average),
         facts=describe_runs(results if whole.empty else results[results.train_size == "-"]),
         results=results_table(whole, average) if len(whole) else None,
-        costs=costs_table(whole, price_per_hour),
+        costs=costs_table(cells if whole.empty else whole, price_per_hour),
         curves=curves_table(cells, average),
         crossings=describe_crossings(cells, average),
         has_stand_ins=bool((cells.stand_in_for != "-").any()),
@@ -394,11 +403,12 @@ def curves_table(cells: pd.DataFrame, average: str) -> Table | None:
 
 
 def costs_table(cells: pd.DataFrame, price_per_hour: float | None) -> Table:
-    heads_of_pass = cells[cells.feature_hours > 0].groupby("model").size()
+    # the heads that used one pass over the notes have its very hours
+    heads_of_pass = cells.groupby(["model", "feature_hours"]).size()
     rows = []
     for _, cell in cells[cells.folds_finished > 0].iterrows():
         alone = cell.standalone_hours
-        shared = cell.training_hours + cell.feature_hours / heads_of_pass.get(cell.model, 1)
+        shared = cell.training_hours + cell.feature_hours / heads_of_pass[cell.model, cell.feature_hours]
         shared += cell.shared_pretraining_hours
         seconds = cell.evaluation_seconds / cell.evaluated_notes + 3600 * cell.feature_hours / cell.corpus_notes
         row = [cell_name(cell), number(alone, ".3g"), number(shared, ".3g")]
@@ -446,9 +456,9 @@ def confusion_table(answers: Answers, class_names: tuple[str, ...]) -> Table:
     else:
         rows, columns = answers.confusion, [f"answered {name}" for name in class_names]
         first = "True class"
-    return Table(
-        [first, *columns], [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(class_names, rows, strict=True)]
-    )
+    style = ",.0f" if np.allclose(rows, np.round(rows)) else ",.1f"  # a mean of few mistakes is not rounded to none
+    shown_rows = [[name, *(f"{n:{style}}" for n in row)] for name, row in zip(class_names, rows, strict=True)]
+    return Table([first, *columns], shown_rows)
 
 
 def trust_table(cells: pd.DataFrame, compared: Compared) -> Table:
@@ -531,7 +541,7 @@ def flags(cell: pd.Series, scores: dict[str, str]) -> list[str]:
         words.append(cell.status.upper())
     words += [f"a run {kind.upper()}" for kind in ("failed", "missing") if cell[kind] and cell.status != kind]
     if cell.collapsed_folds:
-        words.append(f"{cell.collapsed_folds} of {cell.folds_finished} folds COLLAPSED to one class")
+        words.append(f"{cell.collapsed_folds} of {cell.folds_finished} folds COLLAPSED to one answer")
     for title, score in scores.items():
         if cell.folds_finished and cell[f"{score}_count"] < cell.folds_finished:
             words.append(f"{title} over {cell[f'{score}_count']:.0f} of {cell.folds_finished} folds")
@@ -563,21 +573,28 @@ def list_problems(cells: pd.DataFrame) -> list[str]:
 def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> list[str]:
     """The verdict, what to deploy first; `cells` are those of one data set."""
     if compared.verdict is None:
-        sentences = ["No verdict: fewer than two models have all their folds and predictions that can be compared."]
+        why = "fewer than two models have all their folds and predictions that can be compared"
+        if (cells.train_size != "-").all():
+            why = "no model was trained on all notes"
+        elif len(compared.cells) > 1:
+            why = f"no test note is positive, so that F1 ({average}) says nothing"
+        sentences = [f"No verdict: {why}."]
         for row, answers in zip(compared.cells, compared.answers, strict=True):
+            if np.isnan(answers.estimate(f"f1_{average}")):
+                continue
             score, (low, high) = answers.estimate(f"f1_{average}"), interval(answers, f"f1_{average}")
             name = cell_name(cells.loc[row])
             sentences.append(f"{name} has F1 ({average}) {score:.3f} (95 % interval {low:.3f} to {high:.3f}).")
         return sentences + left_out(cells)
     verdict, table = compared.verdict, compared.table
     rows = cells.loc[compared.cells].reset_index(drop=True)
-    hours = rows.standalone_hours
+    hours = hours_to_compare(rows)
 
     def name(row: int) -> str:
         return cell_name(rows.loc[row])
 
     chosen, best = table.loc[verdict.choice], table.loc[verdict.best]
-    but, untested = "", int(table.p_corrected.isna().sum()) - 1
+    but = ""
     if verdict.passed_over:
         but = f" ({len(verdict.passed_over)} passed over for giving all notes the same answer)"
     sentences = [
@@ -589,21 +606,19 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
         sentence = f"It has the highest score of {len(table)} models"
         if alike:
             sentence += f", and is the cheapest of the {alike + 1} that are not significantly worse{but}"
-        elif untested < len(table) - 1:
-            sentence += ", and is significantly better than " + ("those tested" if untested else "all others")
+        else:
+            sentence += ", and is significantly better than all others"
         sentences.append(f"{sentence}.")
     else:
         sentences.append(
-            f"It is the cheapest of the {len(verdict.candidates)} of {len(table) - untested} models that are not "
+            f"It is the cheapest of the {len(verdict.candidates)} of {len(table)} models that are not "
             f"significantly worse{but} than the best, {name(verdict.best)} ({best.score:.3f}; difference "
             f"{chosen.gap:+.3f}, {chosen.gap_low:+.3f} to {chosen.gap_high:+.3f}, p = {chosen.p_corrected:.2g}, "
             "corrected for all pairs of models), "
             f"which took {times(hours[verdict.best], hours[verdict.choice])}."
         )
-    if untested:
-        sentences.append(f"Not tested for having another number of seeds: {untested}.")
     if rows.seeds.nunique() > 1:
-        sentences.append("Hours are sums over seeds, of which the models do not have as many.")
+        sentences.append("The models do not have as many seeds: hours are those of one.")
     if collapsed := rows.collapsed_folds[verdict.choice]:
         sentences.append(
             f"Beware: in {collapsed} of {rows.folds_finished[verdict.choice]} folds it gave all notes the same answer."
@@ -615,7 +630,7 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             "cut), the others nearly all of each: for a fair comparison train them with --long_notes windows."
         )
     sentences += left_out(cells)
-    if verdict.dearest not in (verdict.choice, verdict.best):
+    if hours[verdict.dearest] >= 1.05 * hours[verdict.choice] and verdict.dearest != verdict.best:
         took = times(hours[verdict.dearest], hours[verdict.choice])
         sentences.append(f"The most expensive, {name(verdict.dearest)}, took {took}.")
     found = curves(cells).get(name(verdict.choice))
@@ -634,6 +649,13 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
     return sentences
 
 
+def hours_to_compare(cells: pd.DataFrame) -> pd.Series:
+    """Of training each model as if it were the only one: all its seeds, or a single one where some have more."""
+    if cells.seeds.nunique() > 1:
+        return cells.training_hours / cells.seeds + cells.feature_hours + cells.pretraining_hours
+    return cells.standalone_hours
+
+
 def left_out(cells: pd.DataFrame) -> list[str]:
     """A sentence on the models that are not compared because their figures flatter them, if there are any."""
     complete = cells[(cells.status == "complete") & (cells.train_size == "-")]
@@ -643,9 +665,11 @@ def left_out(cells: pd.DataFrame) -> list[str]:
 
 
 def times(hours: float, cheapest: float) -> str:
-    ratio = hours / cheapest if cheapest else float("nan")
-    as_long = f", {ratio:{',.0f' if ratio >= 10 else '.2g'}} times as long" if cheapest else ""
-    return f"{duration(hours)}{as_long}"
+    if not cheapest:
+        return duration(hours)
+    ratio = hours / cheapest
+    as_long = "about as long" if ratio < 1.05 else f"{ratio:{',.0f' if ratio >= 10 else '.2g'}} times as long"
+    return f"{duration(hours)}, {as_long}"
 
 
 def duration(hours: float) -> str:
@@ -671,12 +695,18 @@ def describe_runs(results: pd.DataFrame) -> dict[str, str]:
         f"GPU: {h.get('gpu') or 'none'}"
         for h in results.hardware
     }
+    encoders = results[results.kind == "pretrained"]
+    encoders = {
+        f"{row.model}: {row.backbone}" + (f" at {row.revision[:12]}" if row.revision != "-" else "")
+        for row in encoders.itertuples()
+    }
+    parts = f"a fold: train {span(train)}, validation {span(validation)}, test {span(test)}"
     commits = results.git_commit.str[:12] + results.git_dirty.map({True: " (with uncommitted changes)"}).fillna("")
     return {
-        "Notes": f"{span(train + validation + test)} "
-        f"(a fold: train {span(train)}, validation {span(validation)}, test {span(test)})",
+        "Notes": f"{span(train + validation + test)} ({parts})" if first.train_size == "-" else parts,
         "Task": f"{first.task}, {len(first.class_names)} classes: {', '.join(first.class_names)}",
-        "Data fingerprint": f"`{first.fingerprint}`",
+        "Data fingerprint": first.fingerprint,
+        **({"Encoders": "; ".join(sorted(encoders))} if encoders else {}),
         "Folds": distinct(results.num_folds),
         "Seeds": f"initialisation {distinct(results.seed)}; order of the notes {distinct(results.order_seed)}; splits "
         f"{distinct(results.split_seed)}",

@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from locks import FolderError
 from machine import available_cores
 
 logger = logging.getLogger("train")
@@ -51,9 +52,16 @@ def write_result(folder: Path, result: dict, predictions: pd.DataFrame):
 
 
 def read_finished(folder: Path) -> dict | None:
-    """The fold's result, or None if it has not finished."""
+    """The fold's result, or None if it has not finished.
+
+    Raises:
+        FolderError: the file is damaged, as by an interrupted copy.
+    """
     path = folder / RESULT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError:
+        raise FolderError(f"{path} is damaged: copy it again, or delete {folder} to train that fold again.") from None
 
 
 def discard_foreign_checkpoints(folder: Path, settings: dict):

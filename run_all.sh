@@ -93,6 +93,12 @@ done
 for value in ${tunings//,/ }; do
   [[ " ${known_tunings} " == *" ${value} "* ]] || die "--tuning ${value}: choose from ${known_tunings// /, }"
 done
+for value in ${models//,/ }; do  # a slip of the pen would be taken for an encoder on the Hub
+  [[ ",${known_models}," != *",${value},"* && ${value} != */* && ! -e ${invoked_from}/${value} ]] || continue
+  similar=$(python -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1, 0.8))' \
+    "${value}" ${known_models//,/ })
+  [[ -z ${similar} ]] || die "--models ${value}: did you mean ${similar}?"
+done
 for value in ${sizes//,/ }; do
   [[ ${value} =~ ^(full|[1-9][0-9]*)$ ]] || die "--train-sizes ${value}: give numbers of notes, or full"
 done

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 
 import hub
 from backbones import BackboneError
@@ -43,7 +43,7 @@ from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from muon import GOES_WITH
-from pretrain import DECISIVE, ArgumentError, check_schedule, refuse_several_gpus
+from pretrain import DECISIVE, ArgumentError, ArgumentParser, check_schedule, refuse_several_gpus
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
@@ -123,7 +123,7 @@ class FoldError(Exception):
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """The command line over the recipe of its kind of model over the defaults of the libraries."""
-    parser = HfArgumentParser(
+    parser = ArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments),
         description=__doc__.splitlines()[0],
         allow_abbrev=False,  # run_all.sh would take --fold for another argument than --folds
@@ -609,7 +609,7 @@ def tell_unforeseen(error: Exception, log_level: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 failed with a line that says why, also left in OUTPUT_DIR/failed.json."""
+    """Exit status: 0 done, 1 failed with a line that says why, also left in OUTPUT_DIR/failed.json, 130 by Ctrl-C."""
     try:
         model_args, data_args, training_args = parse_arguments(argv)
     except ValueError as error:  # ours, and what TrainingArguments object to; no note has been read yet
@@ -634,6 +634,9 @@ def main(argv: list[str] | None = None) -> int:
         refused, message = True, str(error)
     except (FoldError, MemoryBudgetError) as error:
         message = str(error)
+    except KeyboardInterrupt:
+        print("interrupted: given again, the same command goes on from here", file=sys.stderr)
+        return 130
     except Exception as error:
         message = tell_unforeseen(error, training_args.log_level)
     print(f"error: {message}", file=sys.stderr)

@@ -11,7 +11,7 @@ import pytest
 from conftest import FINDINGS
 from sklearn.metrics import f1_score, log_loss, recall_score, roc_auc_score
 
-from baseline import BASELINES, CLASS_WEIGHTS, REGULARISATION, Settings, TfidfClassifier, build_features
+from baseline import BASELINES, CLASS_WEIGHTS, REGULARISATION, Settings, TfidfClassifier, fit_features
 from data import DataArguments, DataError, load_notes
 from metrics import SELECTION_METRIC, THRESHOLD_GRID, decide, tune_thresholds
 from naive_bayes import POWERS
@@ -100,8 +100,13 @@ def test_both_forms_of_a_letter_are_the_same():
 def test_words_of_scripts_without_spaces():
     """Of clauses, no two notes share one."""
     texts = [f"{'甲乙丙丁'[number % 4]}患{'戊己庚辛壬'[number % 5]}咳嗽" for number in range(20)]
-    words = build_features().fit(texts).named_transformers["words"].vocabulary_
+    words = fit_features(texts)[0].named_transformers["words"].vocabulary_
     assert "患" in words and "咳 嗽" in words and not [word for word in words if len(word.split()[0]) > 1]
+
+
+def test_notes_that_share_no_word():
+    with pytest.raises(DataError, match="No word occurs in two of the 3 training notes: is --text_column the one"):
+        fit_features(["p001", "q234", "r567"])
 
 
 def test_a_label_that_every_training_note_has_is_saved_too(tmp_path):

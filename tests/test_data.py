@@ -399,6 +399,25 @@ def test_file_without_header(write):
     assert_says_nothing(caught.value)
 
 
+@pytest.mark.parametrize("separator", ["\t", "|", " ; "])
+def test_other_separators(write, separator):
+    lines = [separator.join(["text", "label"]), separator.join(["Pas de fièvre, ni toux", "non"]), ""]
+    frame = data.READERS[".csv"](write("\n".join(lines), "notes.csv"))
+    assert [*frame] == ["text", "label"] and frame["text"][0].strip() == "Pas de fièvre, ni toux"
+
+
+def test_an_empty_file(write):
+    with pytest.raises(DataError, match="is empty.$"):
+        load(write("", "notes.csv"))
+
+
+def test_a_folder_of_text_files(write, tmp_path):
+    (tmp_path / "oui").mkdir()
+    path = write("Toux.", "oui/1.txt")
+    with pytest.raises(DataError, match="found: text files: put them in one table, a row a note, with the columns"):
+        load(path.parent.parent)
+
+
 def test_file_without_header_names_no_patient(write):
     path = write(f'4711,{MARKER},"Toux, fièvre",1\n4712,Anna,Toux,0\n', "notes.csv")
     with pytest.raises(DataError, match="found 4 that are not all named as columns are: is the header") as caught:
@@ -532,7 +551,7 @@ def test_not_utf8(tmp_path, name):
         ("notes.jsonl", f'{{"text": "{MARKER}" "label": 1}}\n', "not a readable jsonl file"),
         ("notes.jsonl", f"{MARKER}\n", "not a readable jsonl file"),
         ("notes.parquet", f"{MARKER}\n", "not a readable parquet file"),
-        ("notes.csv", "", "not a readable csv file"),
+        ("notes.csv", "", "notes.csv is empty"),
     ],
 )
 def test_malformed_file_is_refused_without_its_text(write, name, content, message):

@@ -123,25 +123,29 @@ def test_only_parts_of_the_notes_have_a_report_too(runs, evaluate):
     assert "No run on all notes." in text and "f1_vs_hours" not in text and "1,000 notes" in text
 
 
-def test_other_numbers_of_seeds_are_not_called_worse(runs, evaluate):
-    for seed in (0, 1):
-        write_result(runs, f"best-{seed}", score=0.95, run__seed=seed, run__num_folds=1, run__num_seeds=2)
-    write_result(runs, "tfidf", score=0.5, run__model="tfidf", run__num_folds=1)
+def test_a_cheap_model_of_one_seed_is_tested_against_many_seeds(runs, evaluate):
+    """All have the same answers: the cheaper is deployed, by the hours of one seed."""
+    for model, seeds, hours in (("tfidf", 1, 0.2), ("drbert", 3, 0.3)):
+        for seed in range(seeds):
+            changes = {"run__model": model, "run__seed": seed, "run__num_folds": 1, "run__num_seeds": seeds}
+            write_result(runs, f"{model}-{seed}", score=0.9, cost__training_hours=hours, **changes)
     _, printed, _, _ = evaluate()
-    assert "significantly" not in printed and "Not tested for having another number of seeds: 1." in printed
+    assert "Deploy tfidf grn frozen: " in printed and "12 min of training" in printed
 
 
-def test_what_was_not_tested_is_not_counted_as_worse(runs, evaluate):
+def test_models_of_other_numbers_of_seeds_are_tested(runs, evaluate):
     """Of three models the best and one other have one seed, the third has three."""
-    for model, score, seeds, hours in (("tfidf", 0.9, 1, 0.1), ("drbert", 0.95, 1, 4), ("alibert", 0.9, 3, 3)):
+    for model, score, seeds, hours in (("tfidf", 0.9, 1, 0.1), ("drbert", 0.95, 1, 4), ("alibert", 0.9, 3, 0.06)):
         for seed in range(seeds):
             for fold in range(3):
                 changes = {"run__model": model, "run__seed": seed, "run__num_seeds": seeds}
                 write_result(runs, f"{model}-{seed}", fold, score, cost__training_hours=hours / 3, **changes)
     _, printed, _, _ = evaluate()
-    assert "the cheapest of the 2 of 2 models that are not significantly worse than the best, drbert" in printed
-    assert "Not tested for having another number of seeds: 1." in printed
-    assert "Hours are sums over seeds, of which the models do not have as many." in printed
+    assert "the cheapest of the 3 of 3 models that are not significantly worse than the best, drbert" in printed
+    assert (
+        "Deploy alibert grn frozen: " in printed and "3.6 min of training" in printed
+    )  # three seeds took longer than tfidf
+    assert "The models do not have as many seeds: hours are those of one." in printed
 
 
 def test_no_verdict_by_figures_that_flatter(runs, evaluate):
@@ -353,14 +357,23 @@ def test_different_data_under_one_name_are_refused(runs, evaluate, change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"run__num_folds": 5}, {"model__stand_in_for": "drbert"}, {"model__revision": "9"}]
+    ("change", "what"),
+    [
+        ({"run__num_folds": 5}, "folds"),
+        ({"model__stand_in_for": "drbert"}, "backbones"),
+        ({"model__revision": "9"}, "backbones"),
+        # points of one learning curve
+        ({"model__revision": "9", "run__train_size": 20}, "backbones"),
+        ({"arguments__training__learning_rate": 1.0, "run__train_size": 20}, "settings"),
+    ],
 )
-def test_different_runs_are_not_averaged(runs, evaluate, change):
+def test_different_runs_are_not_averaged(runs, evaluate, change, what):
     write_result(runs, "one", fold=0)
     write_result(runs, "other", fold=1, **change)
     code, _, complaints, rows = evaluate()
     assert code == 1 and rows is None
-    assert "different folds or backbones under one name (synthetic, drbert, grn, frozen)" in complaints
+    assert f"different {what} under one name (" in complaints
+    assert f"report them apart: {runs / 'one'} | {runs / 'other'}" in complaints
 
 
 def test_other_settings_are_not_averaged(runs, evaluate):
@@ -374,6 +387,46 @@ def test_other_settings_are_not_averaged(runs, evaluate):
     assert code == 1
     assert "different settings under one name (learning_rate), report them apart: " in complaints
     assert str(runs / "one") in complaints and str(runs / "third") in complaints
+
+
+def test_a_result_of_before_an_argument_was_written_down_is_of_the_same_run(runs, evaluate):
+    write_result(runs, "one", run__num_folds=1, run__num_seeds=3)
+    more = {"learning_rate": 1e-3, "data_seed": None}
+    for seed, beta in ((1, 0.9), (2, 0.9)):
+        more = more | {"adam_beta1": beta}
+        write_result(runs, f"{seed}", run__num_folds=1, run__seed=seed, arguments__training=more, run__num_seeds=3)
+    code, _, complaints, rows = evaluate()
+    assert code == 0 and not complaints and rows.seeds.tolist() == [3]
+    write_result(runs, "2", run__num_folds=1, run__seed=2, arguments__training=more | {"adam_beta1": 0.8})
+    code, _, complaints, rows = evaluate()
+    assert code == 1 and f"(adam_beta1), report them apart: {runs / '1'} | {runs / '2'}" in complaints
+
+
+def test_predictions_that_are_cut_short_blame_no_other_model(runs, evaluate):
+    write_three_models(runs)
+    path = runs / "tfidf" / "fold-0" / "predictions.parquet"
+    pd.read_parquet(path).iloc[1:].to_parquet(path)
+    code, printed, complaints, _ = evaluate()
+    assert code == 1 and "statistics of tfidf: no usable predictions" in complaints
+    assert complaints.count("statistics of ") == 1 and "Deploy drbert" in printed
+
+
+def test_a_plan_that_cannot_be_read_is_left_out(runs, evaluate):
+    write_result(runs, "one", run__num_folds=1)
+    (runs / "plan.tsv").mkdir()
+    code, _, complaints, rows = evaluate()
+    assert code == 1 and len(rows) == 1 and "plan.tsv: cannot be read (Is a directory)" in complaints
+
+
+def test_no_verdict_where_no_test_note_is_positive(runs, evaluate):
+    write_three_models(runs)
+    for path in runs.rglob("predictions.parquet"):
+        predictions = pd.read_parquet(path)
+        predictions["label"] = 0
+        predictions.to_parquet(path)
+    _, printed, _, _ = evaluate("--average", "positive")
+    assert "No verdict: no test note is positive, so that F1 (positive) says nothing." in printed
+    assert "nan" not in printed.lower().split("no verdict")[1]
 
 
 def test_no_report_says_where_on_the_machine_the_runs_are(runs, evaluate):

@@ -96,6 +96,7 @@ def test_a_lead_that_is_lost_is_told(runs):
     [
         ((0.60, 0.80, 0.80), "is not ahead of tfidf with 100 training notes, which changes at about 184, 500."),
         ((0.80, 0.70, 0.90), "is ahead of tfidf with 100 training notes, which changes at about 184, 500."),
+        ((0.80, 0.75, 0.90), "is ahead of tfidf from 100 training notes on."),
         ((0.80, 0.80, 0.85), "is ahead of tfidf below about 1,000 training notes, and no longer above."),
     ],
 )

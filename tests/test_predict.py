@@ -1,6 +1,7 @@
 """Prediction: the same probabilities as in training, note by note, and clear errors."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -93,3 +94,20 @@ def test_errors_are_one_line(notes_file, tmp_path, capsys):
     assert predict.main([str(tmp_path), *asked]) == 1
     assert "exists already; choose another file" in capsys.readouterr().err
     assert (tmp_path / "out.csv").read_text() == "mine"
+    for name, message in ((".", "a folder; give the name of the file too"), ("a.parquet", "is CSV; name it a.csv")):
+        assert predict.main([str(tmp_path), "--dataset", str(notes_file), "--output", str(tmp_path / name)]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_a_table_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full_disk(table, path, **options):
+        Path(path).write_text("id,pre")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_csv", full_disk)
+        with pytest.raises(predict.DataError, match=r"out.csv: cannot be written \(No space left on device\); choose"):
+            predict.write_csv(pd.DataFrame({"id": [1]}), tmp_path / "out.csv")
+    assert not [*tmp_path.iterdir()]
+    predict.write_csv(pd.DataFrame({"id": [1]}), tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "id\n1\n" and len([*tmp_path.iterdir()]) == 1

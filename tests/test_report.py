@@ -3,6 +3,7 @@
 import html.parser
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def test_pretraining_in_house_is_named_marked_and_paid_for(runs, make_report):
 
 def test_subgroups_of_few_positive_notes_are_marked(runs, make_report):
     for model, score in (("tfidf", 0.7), ("drbert", 0.9)):
-        write_run(runs, model, scores=(score, score))
+        write_run(runs, model, scores=(score, score), data__splits__test__notes=60)
     for path in runs.rglob("predictions.parquet"):
         predictions = pd.concat([pd.read_parquet(path)] * 3, ignore_index=True)
         predictions["id"] += "-" + (predictions.index // 20).astype(str)
@@ -158,7 +159,7 @@ def test_thresholds_of_rare_classes_are_not_rounded_away(runs, make_report):
 
 def test_subgroups_of_few_notes_are_marked(runs, make_report):
     for model, score in (("tfidf", 0.7), ("drbert", 0.9)):
-        write_run(runs, model, scores=(score, score))
+        write_run(runs, model, scores=(score, score), data__splits__test__notes=60)
     for path in runs.rglob("predictions.parquet"):
         predictions = pd.concat([pd.read_parquet(path)] * 3, ignore_index=True)
         predictions["id"] += "-" + (predictions.index // 20).astype(str)
@@ -204,10 +205,12 @@ def test_markdown_says_what_was_run(runs, make_report):
     hardware = {"cpu": "a processor", "cores": 2, "threads": 1, "gpu": "a card"}
     write_run(runs, "tfidf", environment__git_dirty=True)
     write_run(runs, "transformer", environment__hardware=hardware, environment__packages={"torch": "2.12.0"})
+    write_run(runs, "drbert", "grn", "frozen")
     text = (make_report("--average", "weighted") / "results.md").read_text()
     assert "- Notes: 100 (a fold: train 60, validation 20, test 20)" in text
     assert "- Task: binary, 2 classes: absent, present" in text
-    assert "- Data fingerprint: `abc123`" in text
+    assert "- Encoders: drbert: Dr-BERT/DrBERT-7GB at 0f1e" in text
+    assert "- Data fingerprint: abc123" in text
     machine = "a processor, 1 thread of 2 cores"
     assert f"- Hardware: {machine}, GPU: a card / {machine}, GPU: none" in text
     assert "- Git commit: 0123456789ab, 0123456789ab (with uncommitted changes)" in text
@@ -380,12 +383,74 @@ def test_costs_that_were_not_measured_are_a_dash(runs, make_report):
     assert "est." not in grn["Energy, kWh"] and grn["Energy, kWh"] != "-"
 
 
+def test_hours_shared_are_of_the_heads_that_used_the_very_pass(runs, make_report):
+    for head, hours in (("grn", 1.0), ("adapter", 1.0), ("linear", 3.0)):  # linear read windows of another length
+        write_run(runs, "drbert", head, "frozen", cost__feature_hours=hours)
+    rows = markdown_rows((make_report() / "results.md").read_text(), "### What it costs")
+    shared = {row["Model"]: row["Hours, shared"] for row in rows}
+    assert shared == {"drbert linear frozen": "3.5", "drbert adapter frozen": "1", "drbert grn frozen": "1"}
+
+
+def test_costs_and_reason_where_only_parts_were_trained_on(runs, make_report):
+    for model in ("tfidf", "drbert"):
+        write_run(runs, model, run__train_size=20)
+    text = (make_report() / "results.md").read_text()
+    assert "No verdict: no model was trained on all notes." in text
+    assert len(markdown_rows(text, "### What it costs")) == 2
+    assert "- Notes: a fold: train 60, validation 20, test 20" in text
+
+
+def test_models_that_took_as_long_are_not_called_dear(runs, make_report):
+    for model, hours in (("tfidf", 0.25), ("drbert", 0.2501), ("alibert", 0.2502)):
+        write_run(runs, model, cost__training_hours=hours)
+    text = (make_report() / "results.md").read_text()
+    assert "Deploy tfidf" in text and "1 times" not in text and "most expensive" not in text
+    assert report.times(1.01, 1.0) == "1 h, about as long" and report.times(2.0, 1.0) == "2 h, 2 times as long"
+
+
+def test_files_of_an_earlier_report_do_not_outlive_their_runs(runs, make_report):
+    write_run(runs, "tfidf")
+    write_run(runs, "drbert")
+    folder = make_report()
+    assert (folder / "hard_notes.csv").exists() and (folder / "reliability_1.svg").exists()
+    (folder / "mine.csv").write_text("mine")
+    for path in runs.rglob("predictions.parquet"):
+        path.unlink()
+    make_report()
+    assert not (folder / "hard_notes.csv").exists() and not [*folder.glob("reliability_*")]
+    assert (folder / "mine.csv").exists() and (folder / "f1_vs_hours.svg").exists()
+
+
+def test_a_mistake_of_one_seed_is_not_rounded_away():
+    labels = np.array([0, 0, 1, 1])
+    predicted = np.array([[0, 0, 1, 1], [0, 0, 1, 0]])
+    answers = Answers(np.array([*"abcd"]), labels, predicted, np.arange(4), np.zeros(4, dtype=int), 2)
+    assert report.confusion_table(answers, ("non", "oui")).rows[1] == ["oui", "0.5", "1.5"]
+
+
+def test_names_are_no_markup(runs, make_report):
+    for model in ("tfidf", "drbert"):
+        write_run(runs, model, data__class_names=["<b>no</b>", "*`yes`* [a](b)"])
+    folder = make_report()
+    text, page = (folder / "results.md").read_text(), (folder / "index.html").read_text()
+    assert "\\<b>no\\</b>" in text and "\\*\\`yes\\`\\* \\[a\\](b)" in text
+    assert "<b>no</b>" not in text.replace("\\<", "") + page and "*`yes`*" in page
+
+
+def test_two_data_sets_have_headings_of_their_own(runs, make_report):
+    for dataset in ("one.csv", "two.csv"):
+        for model in ("tfidf", "drbert"):
+            write_run(runs / dataset, model, run__dataset=dataset, data__fingerprint=dataset)
+    headings = re.findall(r"<h2[^>]*>([^<]+)</h2>", (make_report() / "index.html").read_text())
+    assert len(headings) == len(set(headings)) and "Can its probabilities be trusted? two.csv" in headings
+
+
 def test_folds_drawn_twice_count_a_note_once():
     labels, twice = np.array([0, 1, 1]), np.repeat(np.arange(3), 2)
     predicted = np.array([[0, 0, 1, 0, 1, 1]])
     answers = Answers(np.array(["a", "b", "c"])[twice], labels[twice], predicted, twice, np.tile([0, 1], 3), 2)
     assert [row[-1] for row in report.class_table(answers, ("non", "oui")).rows] == ["1", "2"]
-    counts = np.array([row[1:] for row in report.confusion_table(answers, ("non", "oui")).rows], dtype=int)
+    counts = np.array([row[1:] for row in report.confusion_table(answers, ("non", "oui")).rows], dtype=float)
     assert counts.sum() == 3
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from locks import FolderError
 from results import (
     describe_environment,
     discard_foreign_checkpoints,
@@ -43,6 +44,12 @@ def test_the_result_file_is_written_after_the_predictions(tmp_path, monkeypatch)
     assert predictions["id"].tolist() == ["a", "b"]
     assert np.stack(predictions["label"]).tolist() == [[1, 0], [1, 1]]
     assert np.stack(predictions["probabilities"]).tolist() == [[0.5, 0.25], [1.0, 0.0]]
+
+
+def test_a_result_that_is_damaged_is_named(tmp_path):
+    (tmp_path / "result.json").write_text('{"schema_ver')
+    with pytest.raises(FolderError, match=f"result.json is damaged: copy it again, or delete {tmp_path} to train"):
+        read_finished(tmp_path)
 
 
 def test_a_checkpoint_that_was_cut_off_is_not_resumed(tmp_path):

@@ -216,6 +216,7 @@ def test_mistakes_are_one_line():
         (["--price-per-hour", "0,5"], "--price-per-hour 0,5: give what an hour costs, as 0.5"),
         (["--train-size", "100"], "--train_size is for train.py; the grid has --train-sizes"),
         (["--output-dir=x"], "--output_dir is for train.py; the grid has --models, --heads and --output"),
+        (["--models", "tfidf,tfdf"], "--models tfdf: did you mean tfidf?"),
         (["--models", "tfidf", "--train-sizes", "50,50"], "two runs would be in the folder tfidf-n50: give each"),
         (["--models", "drbert,drbert", "--heads", "grn"], "two runs would be in the folder drbert-grn-frozen"),
     ):

@@ -521,7 +521,12 @@ def test_encoder_too_short_for_max_length_is_guarded(notes_file, tmp_path, encod
     (["--folds", "0"], "--folds 0: give 1 for a single split"),
     (["--seeds", "1", "1"], "--seeds 1 1: give each seed once"),
     (["--num_train_epochs", "0"], "--num_train_epochs 0: give more than 0"),
-    (["--fold", "2"], "['--fold', '2']"),
+    (["--fold", "2"], "error: --fold: no such argument; did you mean --folds?\n"),
+    (["--zzz=1"], "error: --zzz: no such argument; --help lists all.\n"),
+    (["more"], "error: more: to which argument does it belong? --help lists all.\n"),
+    (["--folds", "x"], "error: argument --folds: invalid int value: 'x'; --help lists all arguments.\n"),
+    (["--dataset", ""], "error: --dataset is empty; give a file"),
+    (["--model", "./ours"], "error: --model ./ours: no such folder.\n"),
     (["--model", "tfidf_nb"], "Did you mean tfidf-nb?"),
     (["--model", "drbert"], "or try `bash run_all.sh --demo`.\n"),
     (["--push_to_hub", "--model", "tfidf-nb"], "the vocabulary of tfidf-nb spells out words"),
@@ -537,6 +542,17 @@ def test_a_users_mistake_is_one_clear_line(notes_file, tmp_path, capsys, change,
     assert status in (1, 2)
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and "  File " not in error
+    assert error.count("\n") == 1
+
+
+def test_an_interrupted_run_says_how_it_goes_on(notes_file, tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run_fold", interrupt)
+    assert train.main(arguments(notes_file, tmp_path / "run")) == 130
+    assert capsys.readouterr().err == "interrupted: given again, the same command goes on from here\n"
+    assert not (tmp_path / "run" / "failed.json").exists()
 
 
 def test_notes_that_are_not_there_are_no_failed_run(tmp_path, capsys):
