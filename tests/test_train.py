@@ -523,7 +523,7 @@ def test_encoder_too_short_for_max_length_is_guarded(notes_file, tmp_path, encod
     (["--num_train_epochs", "0"], "--num_train_epochs 0: give more than 0"),
     (["--fold", "2"], "error: --fold: no such argument; did you mean --folds?\n"),
     (["--zzz=1"], "error: --zzz: no such argument; --help lists all.\n"),
-    (["more"], "error: more: to which argument does it belong? --help lists all.\n"),
+    (["--seed", "1", "more"], "error: more: to which argument does it belong? --help lists all.\n"),
     (["--folds", "x"], "error: argument --folds: invalid int value: 'x'; --help lists all arguments.\n"),
     (["--dataset", ""], "error: --dataset is empty; give a file"),
     (["--model", "./ours"], "error: --model ./ours: no such folder.\n"),
