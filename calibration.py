@@ -23,12 +23,20 @@ def log_loss(probabilities: np.ndarray, labels: np.ndarray, task: str) -> float:
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, task: str) -> float:
-    """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2)."""
+    """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2).
+
+    1, which changes nothing, where there is no such temperature: notes of one class, or that the model parts without a
+    mistake, are the likelier the surer it is (ours).
+    """
 
     def loss(logarithm: float) -> float:
         return log_loss(apply_temperature(probabilities, np.exp(logarithm), task), labels, task)
 
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+    if len(np.unique(labels)) == 1:
+        return 1.0
+    best = float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+    lowest, highest = TEMPERATURES
+    return best if 1.01 * lowest < best < highest / 1.01 else 1.0
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float, task: str) -> np.ndarray:

@@ -22,7 +22,8 @@ RESAMPLES = 2000  # of an interval
 PERMUTATIONS = 10_000  # of a test: p-values from 0.0001
 POWER = 0.8  # with which "so many notes would tell" is reckoned
 BLOCK = 500  # permutations at a time, for want of memory
-ROUNDING = 1e-12  # of scores: what is less apart is equal
+DECIMALS = 12
+ROUNDING = 10.0**-DECIMALS  # of scores: what is less apart is equal
 RELEVANT = 0.02  # a difference in score that a hospital would care about (ours)
 SEED = 0
 
@@ -83,11 +84,12 @@ class Answers:
         """(seeds, folds, C)."""
         return self.count(pd.factorize(self.folds, sort=True)[0])
 
-    def score(self, counts: np.ndarray, metric: str) -> np.ndarray:
+    def score(self, counts: np.ndarray, metric: str, whole: np.ndarray | None = None) -> np.ndarray:
         """Counts (..., C) to the metric (...,), named as in the result files; 0 where it is undefined.
 
-        A bootstrap sample or a fold may lack a rare class altogether, which says nothing against the model: a macro
-        average is over the classes that have notes, and the positive class without any has NaN.
+        A fold may lack a rare class altogether, which says nothing against the model: a macro average is over the
+        classes that have notes, and the positive class without any has NaN. A bootstrap sample, where `whole` are the
+        counts that it is a sample of, is of the same classes as these: one that it lacks has the score of the whole.
         """
         hits, false_alarms, missed = self.errors_by_class(counts)
         if metric == "accuracy":
@@ -95,10 +97,13 @@ class Answers:
         name, average = metric.split("_")
         if average == "micro":
             return OF_CLASS[name](*(part.sum(axis=-1) for part in (hits, false_alarms, missed)))
-        of_class = OF_CLASS[name](hits, false_alarms, missed)
+        of_class, present = OF_CLASS[name](hits, false_alarms, missed), hits + missed > 0
+        if whole is not None:
+            of_class = np.where(present, of_class, self.score_classes(whole, name))
+            present |= sum(self.errors_by_class(whole)[::2]) > 0
         if average == "positive":
-            return np.where((hits + missed)[..., 1] > 0, of_class[..., 1], np.nan)
-        weights = hits + missed if average == "weighted" else (hits + missed > 0).astype(float)
+            return np.where(present[..., 1], of_class[..., 1], np.nan)
+        weights = hits + missed if average == "weighted" else present.astype(float)
         return _ratio((of_class * weights).sum(axis=-1), weights.sum(axis=-1))
 
     def score_classes(self, counts: np.ndarray, name: str) -> np.ndarray:
@@ -152,7 +157,8 @@ def swaps(groups: int) -> np.ndarray:
 def _resampled(answers: Answers, metric: str) -> np.ndarray:
     """(RESAMPLES,): the metric of each bootstrap sample, the mean over seeds."""
     weights = bootstrap_weights(answers.by_group.shape[1])
-    return answers.score(weights @ answers.by_group, metric).mean(axis=0)
+    whole = answers.by_group.sum(axis=1, keepdims=True)
+    return answers.score(weights @ answers.by_group, metric, whole).mean(axis=0)
 
 
 def interval(answers: Answers, metric: str) -> tuple[float, float]:
@@ -241,7 +247,7 @@ def notes_that_would_tell(gap: float, standard_error: float, notes: int, tests: 
 
     At LEVEL divided by the number of tests (Bonferroni), which a step-down correction never asks more than.
     """
-    if gap == 0 or standard_error == 0:
+    if abs(gap) < ROUNDING or standard_error == 0:
         return None
     factor = stats.norm.ppf(1 - LEVEL / tests / 2) + stats.norm.ppf(POWER)
     return int(np.ceil(notes * (factor * standard_error / gap) ** 2))
@@ -258,7 +264,7 @@ def compare(answers: list[Answers], metric: str, test_to_train: float) -> pd.Dat
     `test_to_train` is the ratio of test to training notes in a fold.
     """
     scores = [each.estimate(metric) for each in answers]
-    best = int(np.argmax(scores))
+    best = int(np.argmax(np.round(scores, DECIMALS)))
     corrected = step_down(answers, metric)[best]
     rows = []
     for number, each in enumerate(answers):

@@ -107,7 +107,7 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Train on about so many notes of each training part, for a learning curve: whole groups, classes "
-            "in proportion, smaller sizes within larger ones. Default: all of them."
+            "in proportion as far as groups allow, smaller sizes within larger ones. Default: all of them."
         },
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the splits, apart from the seed of training."})

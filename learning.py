@@ -56,10 +56,11 @@ def describe_crossings(cells: pd.DataFrame, average: str) -> list[str]:
     for name, curve in found.items():
         if name == reference:
             continue
-        common = curve[curve.train_size.isin(found[reference].train_size)]
+        common, against = (each[each[f"f1_{average}_mean"].notna()] for each in (curve, found[reference]))
+        common = common[common.train_size.isin(against.train_size)]
         if len(common) < 2:
             continue  # nothing to compare between
-        leads, changes = crossings(curve, found[reference], f"f1_{average}")
+        leads, changes = crossings(common, against, f"f1_{average}")
         smallest, largest = common.train_notes.iloc[0], common.train_notes.iloc[-1]
         about = ", ".join(f"{notes:,.0f}" for notes in changes)
         if not changes:

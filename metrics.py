@@ -17,7 +17,9 @@ TASKS = ("binary", "multi-class", "multi-label")
 # What a model is selected by, and what its thresholds are tuned for. Macro F1 where classes exclude each other;
 # weighted F1 for multi-label notes, as DrBenchmark does (ours otherwise: the paper names no averaging).
 SELECTION_METRIC = {"binary": "f1_macro", "multi-class": "f1_macro", "multi-label": "f1_weighted"}
-THRESHOLD_GRID = np.round(np.arange(0.05, 0.96, 0.01), 2)
+# Steps of 0.01, and finer ones at both ends, where all probabilities of a rare class, or of a model too sure, may lie.
+LOWEST = np.array([0.001, 0.002, 0.005])
+THRESHOLD_GRID = np.concatenate([LOWEST, np.round(np.arange(0.01, 1.0, 0.01), 2), 1 - LOWEST[::-1]])
 SHRINKAGE = 20  # validation notes of a class with which its own threshold counts as much as the common one (ours)
 
 

@@ -59,7 +59,7 @@ def _same_text(notes: Notes) -> np.ndarray:
     return pd.factorize(pd.Series(keys))[0]  # np.unique would give every text the width of the longest
 
 
-def _joined_groups(notes: Notes) -> np.ndarray:
+def joined_groups(notes: Notes) -> np.ndarray:
     """Groups that a split must not cut: notes of one patient, and notes with the same text, transitively."""
     texts = _same_text(notes)
     if notes.groups is None:
@@ -87,7 +87,7 @@ def report_repeated_texts(notes: Notes) -> dict[str, int]:
 
 def _check_classes(notes: Notes, arguments: DataArguments):
     """Every class must be in enough notes, and enough groups, to reach every fold."""
-    groups = _joined_groups(notes)
+    groups = joined_groups(notes)
     needed = max(arguments.folds, 3)  # a single split still has three parts
     for number, name in enumerate(notes.class_names):
         has_class = notes.labels[:, number] == 1 if notes.task == "multi-label" else notes.labels == number
@@ -102,7 +102,7 @@ def _check_classes(notes: Notes, arguments: DataArguments):
 
 def _split_off(notes: Notes, indices: np.ndarray, parts: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(rest, part) of `indices` for each of `parts` stratified parts that cut no group."""
-    strata, groups = _stratum(notes)[indices], _joined_groups(notes)[indices]
+    strata, groups = _stratum(notes)[indices], joined_groups(notes)[indices]
     if min(len(set(groups)), np.bincount(strata).max()) < parts:
         raise DataError(
             f"{len(indices)} notes of {len(set(groups))} different groups or texts are too few to cut into {parts} "
@@ -126,7 +126,7 @@ def _draw_validation(
 
 def _report_large_groups(notes: Notes, parts: int):
     """Of notes that cannot be parted more than a part should have: texts that many patients share join them all."""
-    groups = _joined_groups(notes)
+    groups = joined_groups(notes)
     joined = np.flatnonzero(groups == np.bincount(groups).argmax())
     if len(joined) <= len(notes) / parts:
         return
@@ -182,7 +182,8 @@ def _check_split(notes: Notes, split: Split, arguments: DataArguments):
         counts = notes.count_labels(indices)
         unseen = [name for name, count in counts.items() if count and not train_counts[name]]
         if unseen:
-            raise DataError(f"The {part} part has labels that training lacks: {', '.join(unseen)}.")
+            remedy = "correct the splits" if notes.given_splits is not None else "try another --split_seed"
+            raise DataError(f"The {part} part has labels that training lacks: {', '.join(unseen)}; {remedy}.")
         lacking = [name for name, count in counts.items() if not count and train_counts[name]]
         if lacking:
             effect = {"validation": "epochs and thresholds are chosen", "test": "macro averages are taken"}[part]
@@ -210,9 +211,11 @@ def draw_training_parts(notes: Notes, splits: list[Split], arguments: DataArgume
     """What `--train_size` leaves of each split's training part; of splits that the data gives `--repeats` draws."""
     if arguments.train_size is None:
         return splits
-    draws = 1 if notes.given_splits is None else arguments.repeats
-    seeds = range(arguments.split_seed, arguments.split_seed + draws)
-    return [take_training_notes(notes, split, arguments.train_size, seed) for seed in seeds for split in splits]
+    draws = splits if notes.given_splits is None else splits * arguments.repeats
+    return [  # each with a seed of its own: else the parts of two folds would be more alike than chance makes them
+        take_training_notes(notes, split, arguments.train_size, arguments.split_seed + number)
+        for number, split in enumerate(draws)
+    ]
 
 
 def take_training_notes(notes: Notes, split: Split, size: int, seed: int) -> Split:
@@ -229,7 +232,7 @@ def take_training_notes(notes: Notes, split: Split, size: int, seed: int) -> Spl
         raise DataError(
             f"--train_size {size}: the training part has {len(split.train)} notes; give fewer, or leave it out."
         )
-    frame = pd.DataFrame({"group": _joined_groups(notes)[split.train], "stratum": _stratum(notes)[split.train]})
+    frame = pd.DataFrame({"group": joined_groups(notes)[split.train], "stratum": _stratum(notes)[split.train]})
     groups = frame.groupby("group").stratum.agg(["size", lambda strata: strata.mode()[0]])
     groups.columns = ["notes", "stratum"]
     groups = groups.sample(frac=1, random_state=seed)

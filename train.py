@@ -57,7 +57,7 @@ from results import (
     write_result,
 )
 from scratch_model import ScratchConfig
-from splits import Split, draw_splits, draw_training_parts, fingerprint, report_repeated_texts
+from splits import Split, draw_splits, draw_training_parts, fingerprint, joined_groups, report_repeated_texts
 from trainer import Run, Trained, epochs_to_train, train_baseline, train_network
 
 logger = logging.getLogger("train")
@@ -300,8 +300,8 @@ def run_fold(
     predictions = pd.DataFrame(
         {
             "id": notes.ids[split.test],
-            # which notes are of one patient: a number, not the patient's id
-            "group": pd.factorize(notes.ids if notes.groups is None else notes.groups)[0][split.test],
+            # which notes are of one patient, or copies of one text: a number, not the patient's id
+            "group": pd.factorize(joined_groups(notes))[0][split.test],
             "label": notes.labels[split.test].tolist(),
             "predicted": decide(test_probabilities, notes.task, thresholds).tolist(),
             "probabilities": test_probabilities.tolist(),

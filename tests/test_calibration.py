@@ -52,6 +52,14 @@ def test_temperature_changes_no_order_and_one_changes_nothing(task):
         np.testing.assert_allclose(scaled.sum(axis=1), 1)
 
 
+def test_no_temperature_where_none_is_the_likeliest():
+    sure = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]])
+    assert fit_temperature(sure, np.array([0, 0, 1, 1]), "binary") == 1.0  # parted without a mistake
+    assert fit_temperature(sure, np.array([1, 1, 1, 1]), "binary") == 1.0
+    assert fit_temperature(sure, np.array([1, 1, 0, 0]), "binary") == 1.0  # always wrong
+    assert fit_temperature(sure, np.array([0, 1, 1, 1]), "binary") > 1.1
+
+
 def test_certain_probabilities_have_a_temperature():
     told = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     assert np.isfinite(fit_temperature(told, np.array([0, 1, 1]), "binary"))

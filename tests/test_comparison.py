@@ -300,6 +300,24 @@ def test_a_resample_without_a_rare_class_says_nothing_against_the_model():
     assert interval(answers, "f1_macro") == (1.0, 1.0)
 
 
+def test_a_resample_without_a_rare_class_is_no_better_for_it():
+    """The one patient of class 2 is missed, which is a third of the macro average with or without him."""
+    labels = np.array([0, 1] * 20 + [2])
+    answers = Answers(np.arange(41), labels, np.where(labels == 2, 0, labels)[None], np.arange(41), np.zeros(41), 3)
+    low, high = interval(answers, "f1_macro")
+    assert 0.6 < low <= answers.estimate("f1_macro") <= high < 0.67
+    assert interval(answers, "f1_weighted")[1] == 1.0  # where a class counts by its notes
+
+
+def test_scores_that_differ_by_rounding_are_equal():
+    assert notes_that_would_tell(1.1e-16, 0.01, 500, 1) is None
+    labels = np.array([0, 1] * 10)
+    wrong = np.stack([np.where(np.arange(20) < n, 1 - labels, labels) for n in (1, 3, 7)])
+    orders = [binary(labels, wrong[list(order)]) for order in ((0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1))]
+    for first in orders:
+        assert compare([first, *orders], "f1_macro", 0.25).is_best[0]
+
+
 def test_so_does_a_resample_or_a_fold_without_positive_notes():
     labels, folds = np.array([0] * 57 + [1] * 3), np.arange(60) % 4  # the last fold has none
     folds[57:] = [0, 1, 2]

@@ -46,6 +46,14 @@ def test_only_sizes_that_both_have_are_compared():
     assert found == (False, pytest.approx([1000]))
 
 
+def test_sizes_without_a_score_are_left_out(runs):
+    for notes, baseline, score in ((100, None, 0.6), (250, 0.7, 0.65), (1000, 0.75, 0.85), (2000, 0.8, None)):
+        write_point(runs, "tfidf", notes, baseline, notes)
+        write_point(runs, "drbert", notes, score, notes)
+    (sentence,) = describe_crossings(aggregated(runs), "macro")
+    assert sentence == "drbert needs about 397 training notes to pass tfidf."
+
+
 def write_point(runs, model, notes, score, train_size, hours=0.5):
     splits = {
         part: {"notes": count, "over_max_length": 0}

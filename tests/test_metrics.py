@@ -233,6 +233,18 @@ def test_threshold_trades_one_mistake_for_another():
     assert threshold in THRESHOLD_GRID
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_thresholds_near_the_ends(mirrored):
+    """A rare class, well told apart, at probabilities that are all small; or its complement, all large."""
+    draw = np.random.default_rng(0)
+    scores = np.concatenate([draw.uniform(0.0, 0.004, 970), draw.uniform(0.012, 0.04, 30)])
+    labels = np.repeat([0, 1], [970, 30])
+    if mirrored:
+        scores, labels = 1 - scores, 1 - labels
+    (threshold,) = tune_thresholds(np.stack([1 - scores, scores], axis=1), labels, "binary")
+    assert ((scores >= threshold) == labels).mean() > 0.995
+
+
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_alone_tells_no_threshold(label):
     """Its own F1 alone would be best at an end of the grid, where the other class is never found."""

@@ -445,6 +445,21 @@ def test_two_data_sets_have_headings_of_their_own(runs, make_report):
     assert len(headings) == len(set(headings)) and "Can its probabilities be trusted? two.csv" in headings
 
 
+@pytest.mark.parametrize(("notes", "warns"), [(10, True), (30, False)])
+def test_few_groups_are_told(runs, make_report, notes, warns):
+    for model in ("tfidf", "drbert"):
+        write_run(runs, model, data__splits__test__notes=2 * notes)
+    for path in runs.rglob("predictions.parquet"):
+        fold = int(path.parent.name[-1])
+        predictions = pd.concat([pd.read_parquet(path)] * 3, ignore_index=True).iloc[: 2 * notes]
+        predictions["id"] = [f"{fold}-{number}" for number in range(2 * notes)]
+        predictions["group"] = 100 * fold + np.arange(2 * notes) // 2
+        predictions.to_parquet(path)
+    text = (make_report() / "results.md").read_text()
+    sentence = f"With only {2 * notes} groups of test notes (patients, documents) intervals are too narrow"
+    assert (sentence in text) == warns and ("too narrow" in text) == warns
+
+
 def test_folds_drawn_twice_count_a_note_once():
     labels, twice = np.array([0, 1, 1]), np.repeat(np.arange(3), 2)
     predicted = np.array([[0, 0, 1, 0, 1, 1]])

@@ -509,6 +509,20 @@ def test_encoder_too_short_for_max_length_is_guarded(notes_file, tmp_path, encod
     assert read(tmp_path / "run" / "fold-0")["arguments"]["data"]["max_length"] == 64
 
 
+def test_copies_of_a_text_are_no_independent_notes(notes_file, tmp_path):
+    """Statistics take notes of one group together: copies get one answer."""
+    notes = pd.read_csv(notes_file)
+    copies = pd.concat([notes, notes.assign(id=notes.id + "-copy", text=notes.text.str.upper())])
+    copies.drop(columns="patient").to_csv(notes_file, index=False)
+    more = ["--model", "tfidf", "--folds", "2", "--keep_model", "False"]
+    assert train.main(["--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), *more]) == 0
+    for fold in range(2):
+        predictions = pd.read_parquet(tmp_path / "run" / f"fold-{fold}" / "predictions.parquet")
+        texts = copies.set_index("id").loc[predictions["id"], "text"].str.lower().to_numpy()
+        assert (predictions.groupby(texts)["group"].nunique() == 1).all()
+        assert predictions["group"].nunique() == len(set(texts)) < len(predictions)
+
+
 # fmt: off
 @pytest.mark.parametrize(("change", "message"), [
     (["--head", "gru"], "invalid choice: 'gru'"),
