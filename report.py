@@ -30,7 +30,7 @@ STAND_INS = (
 STATISTICS = {
     "F1": "Of the predictions of all test folds together, the mean over seeds (the table of results averages over "
     f"folds instead); in brackets the 95 % percentile bootstrap interval, {RESAMPLES:,} resamples of whole groups "
-    "(patients, documents; notes where there are no groups): `interval`.",
+    "(patients, documents; notes where there are no groups; copies of one text belong together): `interval`.",
     "SD over folds / seeds": "Standard deviation of that F1, of a fold the mean over seeds, of a seed the mean over "
     "folds: what other notes move, and what chance in training does: `aggregate` of evaluate.py.",
     "Difference from the best": "On the same notes, with its paired bootstrap interval; this is the effect size: "
