@@ -339,8 +339,7 @@ def test_checkpoints_of_other_notes_are_not_resumed(notes_file, tmp_path, monkey
     checkpoint = tmp_path / "run" / "fold-0" / "checkpoints" / "checkpoint-1"
     for notes, stays in ((90, False), (90, True), (80, False)):
         invent_notes(notes).to_csv(notes_file, index=False)
-        with pytest.raises(KeyboardInterrupt):
-            train.main(arguments(notes_file, tmp_path / "run"))
+        assert train.main(arguments(notes_file, tmp_path / "run")) == 130
         assert checkpoint.exists() == stays
         checkpoint.mkdir(exist_ok=True)
     assert "checkpoints of an interrupted run with other settings are discarded" in caplog.text
@@ -367,7 +366,8 @@ def test_a_point_of_a_learning_curve(notes_file, tmp_path, capsys):
     assert part["run"]["train_size"] == 30 and whole["run"]["train_size"] is None
     assert part["data"]["splits"]["train"]["notes"] == 30 < whole["data"]["splits"]["train"]["notes"]
     assert part["data"]["fingerprint"] == whole["data"]["fingerprint"]
-    assert part["data"]["splits"]["test"] == whole["data"]["splits"]["test"]
+    for name in ("notes", "groups", "labels"):
+        assert part["data"]["splits"]["test"][name] == whole["data"]["splits"]["test"][name]
     assert train.main(arguments(notes_file, tmp_path / "kept", "--train_size", "30")) == 1
     assert "a model for use has all notes; add --keep_model False" in capsys.readouterr().err
 
