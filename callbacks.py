@@ -124,13 +124,17 @@ class StopAfterEpoch(TrainerCallback):
 
 
 class EvaluateEvery(TrainerCallback):
-    """Evaluates and saves after every so many epochs only, and after the last: where epochs are short and many."""
+    """Evaluates and saves after every so many epochs only, where epochs are short and many, and after the last.
+
+    That takes the place of the one before if less than half as many epochs lie between.
+    """
 
     def __init__(self, epochs: int):
         self.epochs = epochs
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if round(state.epoch) % self.epochs and state.global_step < state.max_steps:
+        left = state.epoch * (state.max_steps / state.global_step - 1)
+        if left > 0 and (round(state.epoch) % self.epochs or left < self.epochs / 2):
             control.should_evaluate = control.should_save = False
 
 

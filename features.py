@@ -34,6 +34,7 @@ from backbones import Backbone, encoder_fingerprint
 from batches import WindowCollator, round_up_width, tokenize_notes
 from data import DataArguments, DataError
 from locks import alone_with
+from machine import keep_freed_memory
 from models import suit_cpu
 from results import write_json
 
@@ -219,6 +220,7 @@ def _compute(
 
     encoder = AutoModel.from_pretrained(backbone.hub_id, revision=backbone.revision, dtype=dtype)
     if device.type == "cpu":
+        keep_freed_memory()
         suit_cpu(encoder)
     encoder = encoder.to(device).eval()
     total, hidden_size = int(starts[-1]), encoder.config.hidden_size

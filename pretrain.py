@@ -61,7 +61,7 @@ from callbacks import EarlyStopping, ObedientTrainer, PretrainingLine, StepClock
 from corpus import Corpus, Removed, of_notes, read_corpus, remove_held_out
 from data import DataArguments, DataError, read_unlabeled
 from locks import FolderError, alone_with, only_run_in
-from machine import bfloat16_is_fast
+from machine import bfloat16_is_fast, keep_freed_memory
 from muon import GOES_WITH, create_muon, layer_matrices
 from results import describe_environment, discard_foreign_checkpoints, last_complete_checkpoint, write_json
 from scratch_model import GROUP_ROWS, SCRATCH_MODELS, ScratchConfig, ScratchForMaskedLM
@@ -636,6 +636,8 @@ def train_masked_lm(
     settings = resolve_settings(arguments, training_args, text)
     rows = hold_out(text.corpus.texts, arguments.held_out_fraction, training_args.seed)
     train, held_out = map(text.corpus.select, rows)
+    if training_args.device.type == "cpu":
+        keep_freed_memory()
     set_seed(training_args.seed)  # before the model exists
     model, tokenizer = build_new(arguments, train) if arguments.model is None else load_existing(arguments)
     used = {"arguments": settings["arguments"] | {"max_length": arguments.max_length}}

@@ -45,6 +45,7 @@ from corpus import Corpus, of_notes, read_corpus
 from data import DataArguments, Notes
 from energy import measure_power
 from features import FeatureCollator, FrozenFeatures, load_or_compute
+from machine import keep_freed_memory
 from memory import plan_memory
 from metrics import (
     SELECTION_METRIC,
@@ -472,6 +473,7 @@ def train_network(
     if pretrained is None:
         described["transductive"] |= run.not_kept_out
     if training_args.device.type == "cpu":
+        keep_freed_memory()
         suit_cpu(model)
     collator = FeatureCollator(run.features) if frozen else WindowCollator(tokenizer)
 

@@ -56,12 +56,14 @@ def test_pretraining_tells_step_losses_and_time_left(caplog):
     ]
 
 
-def test_many_short_epochs_are_not_all_evaluated():
+@pytest.mark.parametrize("epochs, evaluated", [(6, [3, 6]), (7, [3, 7]), (8, [3, 6, 8])])
+def test_many_short_epochs_are_not_all_evaluated(epochs, evaluated):
     told = []
-    for epoch in range(1, 8):
+    for epoch in range(1, epochs + 1):
         control = TrainerControl(should_evaluate=True, should_save=True)
-        state = TrainerState(epoch=float(epoch), global_step=10 * epoch, max_steps=70)
+        state = TrainerState(epoch=float(epoch), global_step=10 * epoch, max_steps=10 * epochs)
         EvaluateEvery(3).on_epoch_end(None, state, control)
         assert control.should_save == control.should_evaluate
-        told.append(control.should_evaluate)
-    assert told == [False, False, True, False, False, True, True]  # and after the last
+        if control.should_evaluate:
+            told.append(epoch)
+    assert told == evaluated  # the last, too, and not the sixth of seven

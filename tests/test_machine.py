@@ -1,5 +1,8 @@
 """The choice of precision from what the machine says it has, and the line that tells the user."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -53,3 +56,27 @@ def test_training_follows_unless_told_otherwise(machine, features, expected):
     assert parse_arguments(["--model", "transformer", "--use_cpu"])[2].bf16 == expected
     assert not parse_arguments(["--model", "transformer", "--use_cpu", "--bf16", "False"])[2].bf16
     assert not parse_arguments(["--model", "tfidf"])[2].bf16  # so that its result is the same run everywhere
+
+
+def test_freed_blocks_come_again_without_the_kernel():
+    """In a process of its own: what it changes is the process."""
+    code = """
+import resource
+import torch
+from machine import keep_freed_memory
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+pages()
+before = pages()
+keep_freed_memory()
+pages()
+print(before, pages())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 3  # some move on, until small blocks lie out of their way
