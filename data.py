@@ -295,11 +295,9 @@ def _read_file(path: Path) -> pd.DataFrame:
     if read is None:
         raise DataError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; give {', '.join(READERS)}.")
     try:
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty.")
-        return read(path)
-    except DataError:
-        raise
+        if path.stat().st_size:
+            return read(path)
+        problem = "is empty"
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
     except OSError as error:

@@ -264,8 +264,8 @@ class ArgumentParser(HfArgumentParser):
             if not name.startswith("--"):
                 raise ArgumentError(f"{name}: to which argument does it belong? --help lists all.")
             similar = get_close_matches(name, self._option_string_actions, n=1)
-            hint = f"did you mean {similar[0]}?" if similar else "--help lists all."
-            raise ArgumentError(f"{name}: no such argument; {hint}")
+            hint = f"did you mean {similar[0]}? --help" if similar else "--help"
+            raise ArgumentError(f"{name}: no such argument; {hint} lists all.")
         return tuple(parsed)
 
 

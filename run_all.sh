@@ -281,6 +281,11 @@ compute_features() {  # of every frozen encoder with a run to do, one after the 
       ${extra[@]+"${extra[@]}"} < /dev/null > "${output}/logs/features-${id%%-"${head}"-*}.log" 2>&1 || true
   done
 }
+stop_if_misspelt() {  # an argument that train.py does not know is wrong in every run
+  local why failures=${output}/logs/failures.txt
+  why=$(sed -n 's/^[^:]*: error: \(.*--help lists all.*\)$/\1/p' "${failures}" 2> /dev/null | head -n 1 || true)
+  [[ -z ${why} ]] || { wait; die "${why}"; }
+}
 number=0 have_features=false
 for line in "${plan[@]}"; do
   IFS=$'\t' read -r id model head tuning size <<< "${line}"
@@ -293,8 +298,10 @@ for line in "${plan[@]}"; do
   fi
   run "${number}" "${id}" "${model}" "${head}" "${tuning}" "${size}" &
   while (($(jobs -rp | wc -l) >= jobs)); do wait -n || true; done
+  stop_if_misspelt
 done
 wait
+stop_if_misspelt
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 status=0 table=none

@@ -224,6 +224,20 @@ def test_mistakes_are_one_line():
         assert done.returncode == 2 and message in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("--num_train_epoch", "3", ": no such argument; did you mean --num_train_epochs? --help lists all."),
+        ("--learning_rate", "high", "/--learning-rate: invalid float value: 'high'; --help lists all arguments."),
+    ],
+)
+def test_an_argument_that_no_run_takes_stops_the_grid(notes_file, tmp_path, argument, value, message):
+    models = ("--models", "tfidf,tfidf-nb,transformer", "--jobs", 1)
+    done = run_all("--dataset", notes_file, "--output", tmp_path / "runs", *models, argument, value)
+    assert done.returncode == 2 and done.stderr.endswith(f"{argument}{message}\n")
+    assert done.stdout.count("FAILED") == 1
+
+
 def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
     # fmt: off
     arguments = [

@@ -535,7 +535,7 @@ def test_copies_of_a_text_are_no_independent_notes(notes_file, tmp_path):
     (["--folds", "0"], "--folds 0: give 1 for a single split"),
     (["--seeds", "1", "1"], "--seeds 1 1: give each seed once"),
     (["--num_train_epochs", "0"], "--num_train_epochs 0: give more than 0"),
-    (["--fold", "2"], "error: --fold: no such argument; did you mean --folds?\n"),
+    (["--fold", "2"], "error: --fold: no such argument; did you mean --folds? --help lists all.\n"),
     (["--zzz=1"], "error: --zzz: no such argument; --help lists all.\n"),
     (["--seed", "1", "more"], "error: more: to which argument does it belong? --help lists all.\n"),
     (["--folds", "x"], "error: argument --folds: invalid int value: 'x'; --help lists all arguments.\n"),
