@@ -18,8 +18,8 @@
 #   --dry-run          print the plan with the hours it will take, from a short probe of each kind of run, and stop
 # Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size: one that is for
 # some models only, as --ensemble, needs --models.
-# A run that fails does not stop the others; what is finished is kept when the command is given again (without
-# --overwrite, which begins each run anew).
+# A run that fails does not stop the others, but an argument that train.py does not know does. What is finished is kept
+# when the command is given again (without --overwrite, which begins each run anew).
 set -euo pipefail
 invoked_from=${PWD}
 cd "$(dirname "${BASH_SOURCE[0]}")"
