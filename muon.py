@@ -33,7 +33,7 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
     is_tall = matrices.size(-2) > matrices.size(-1)
     wide = matrices.mT if is_tall else matrices
     shape, wide = wide.shape, wide.flatten(end_dim=-3) if wide.ndim > 2 else wide
-    # A single matrix is no batch of one: of that, a CPU copies the transpose first, which takes a third longer.
+    # A single matrix is no batch of one: of that, a CPU copies the transpose first: up to a third longer.
     add_product = torch.addmm if wide.ndim == 2 else torch.baddbmm
     wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     if wide.dtype in (torch.bfloat16, torch.float16):
