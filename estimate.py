@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import argparse
 import copy
+import heapq
 import json
 import logging
 import subprocess
@@ -108,6 +109,20 @@ def spread_evenly(notes: Notes, count: int) -> np.ndarray:
     return order[np.linspace(0, len(order) - 1, count).round().astype(int)]
 
 
+def with_every_class(notes: Notes, rows: np.ndarray, training: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`rows` of the corpus, of which those at the places `training` are trained on, and a note more of each class that
+    these lack: as a training part has every class, or a regression could not be fitted."""
+    if notes.labels.ndim == 1:
+        of_class = np.eye(len(notes.class_names), dtype=bool)[notes.labels]
+    else:  # each class is one to tell from the rest
+        of_class = np.hstack([notes.labels == 1, notes.labels == 0])
+    for notes_of_it in map(np.flatnonzero, of_class.T):
+        if len(notes_of_it) and not np.isin(notes_of_it, rows[training]).any():
+            training = np.append(training, len(rows))
+            rows = np.append(rows, notes_of_it[0])
+    return rows, training
+
+
 def probe(run: Run, folder: Path) -> Speed:
     """Train on a few of the run's notes, as the run would; what that leaves goes to `folder`."""
     model_args, arguments = copy.copy(run.model_args), copy.copy(run.training_args)
@@ -116,7 +131,9 @@ def probe(run: Run, folder: Path) -> Speed:
     count = BASELINE_NOTES if is_baseline else count
     rows = spread_evenly(run.notes, count + PROBE_NOTES)
     held_out = np.linspace(0, len(rows) - 1, PROBE_NOTES).round().astype(int)  # of all lengths, as the others
-    split = Split(np.setdiff1d(np.arange(len(rows)), held_out), held_out, np.array([], dtype=int))
+    training = np.setdiff1d(np.arange(len(rows)), held_out)
+    rows, training = with_every_class(run.notes, rows, training)
+    split = Split(training, held_out, np.array([], dtype=int))
     arguments.output_dir, arguments.num_train_epochs, arguments.max_steps = str(folder), PROBE_EPOCHS[1], -1
     model_args.cache_dir, model_args.early_stopping_patience = str(folder / "features"), 0
     model_args.pretraining_tokens, model_args.min_steps, model_args.ensemble = PROBE_TOKENS, 0, 1
@@ -125,7 +142,7 @@ def probe(run: Run, folder: Path) -> Speed:
         run, model_args=model_args, training_args=arguments, notes=notes, held_out_anywhere=held_out, pretrained={}
     )
     if is_baseline:
-        return Speed(training=train_baseline(run, split).cost["training_hours"] * 3600 / count)
+        return Speed(training=train_baseline(run, split).cost["training_hours"] * 3600 / len(training))
 
     speed = Speed()
     if model_args.kind == "frozen":
@@ -143,10 +160,10 @@ def probe(run: Run, folder: Path) -> Speed:
             report = json.loads((run.pretrain(split) / REPORT_FILE).read_text(encoding="utf-8"))
             speed.pretraining_evaluation = report["cost"]["evaluation_hours"] * 3600
             speed.pretraining = report["cost"]["seconds_a_step"] * report["cost"]["steps"] / PROBE_TOKENS
-    speed.training, speed.evaluation = clock.training / count, clock.evaluation / PROBE_NOTES
+    speed.training, speed.evaluation = clock.training / len(training), clock.evaluation / PROBE_NOTES
     speed.saving = clock.saving
     if model_args.ngram_branch:
-        speed.fitting = (trained.cost["training_hours"] * 3600 - clock.whole) / count
+        speed.fitting = (trained.cost["training_hours"] * 3600 - clock.whole) / len(training)
     return speed
 
 
@@ -240,10 +257,11 @@ def reckon_wall_hours(
     """Hours that the grid takes with so many runs at a time, those of encoders' passes among them, and whether runs
     share a GPU.
 
-    An encoder has one pass for all its heads, and a model one pretraining for all sizes of the training part. A probe
-    had its share of the cores, but the whole of a GPU, which runs side by side divide: their hours are added up.
+    An encoder has one pass for all its heads, and a model one pretraining for all sizes of the training part. The runs
+    begin in the order of the plan, each when there is a place. A probe had its share of the cores, but the whole of a
+    GPU, which runs side by side divide: their hours are added up.
     """
-    wall, passes, pretrained, share_a_gpu = 0.0, {}, {}, False
+    places, on_gpus, passes, pretrained, share_a_gpu = [0.0] * jobs, 0.0, {}, {}, False
     for line, (model_args, _, training_args) in zip(plan, parsed, strict=True):
         known, model = estimates.get(line["run_id"]), line["model"]
         if known is None:
@@ -253,10 +271,13 @@ def reckon_wall_hours(
         hours = known["hours"] - min(paid, known["pretraining_hours"])
         on_gpu = model_args.kind != "baseline" and training_args.device.type != "cpu"
         share_a_gpu |= on_gpu and jobs > 1
-        wall += hours if on_gpu else hours / jobs
+        if on_gpu:
+            on_gpus += hours
+        else:
+            heapq.heapreplace(places, places[0] + hours)  # the place that is free first
         passes[model] = max(known["feature_hours"], passes.get(model, 0.0))
     of_passes = sum(passes.values())
-    return wall + of_passes, of_passes, share_a_gpu
+    return max(places) + on_gpus + of_passes, of_passes, share_a_gpu
 
 
 def complain(problem: object) -> int:

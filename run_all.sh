@@ -39,6 +39,7 @@ heads=linear,adapter,lightweight,tiny-attention,grn
 tunings=frozen,lora,full
 sizes=full unlabeled=() of_report=()
 known_heads=${heads//,/ } known_tunings=${tunings//,/ } known_models=${models}
+stand_ins="camembert-bio:camembert:1 alibert:roberta:2 drbert:camembert:3"  # of --demo: alias, architecture, seed
 # The grid compares; `train.py` with the same arguments and folder then adds the model for use to a finished run.
 extra=(--keep_model False)
 if [[ " $* " == *" --demo "* ]]; then
@@ -120,37 +121,6 @@ if [[ ${invoked_from} != "${PWD}" ]]; then
 fi
 
 if [[ ${CUDA_VISIBLE_DEVICES-0} == -1 ]]; then export CUDA_VISIBLE_DEVICES=; fi  # another way to say: none
-# Several runs of one thread each get more done than one run of several threads: batches are small. A run of a base-size
-# encoder that is trained wants 4 GB, all others less.
-memory=$(awk '/^MemAvailable/ {print int($2 / 1e6)}' /proc/meminfo)
-if read -r most < "${limits}/memory.max" && [[ ${most} != max ]]; then
-  used=$(sed -n 's/^anon //p' "${limits}/memory.stat" || true)  # what processes hold: cached files make way
-  most=$(((most - ${used:-0}) / 1000000000)) && memory=$((most < memory ? most : memory))
-fi 2> /dev/null
-if [[ ${jobs} == auto ]]; then
-  jobs=$((memory / 4 < cores ? memory / 4 : cores))
-  # A large GPU waits for Python: five runs at a time on an H200 got 3.4 times as much done as one. Each may want 8 GB
-  # of it, and three cores (ours).
-  gpu=(nvidia-smi --id="${CUDA_VISIBLE_DEVICES-0}" --query-gpu=memory.free --format=csv,noheader,nounits)
-  if [[ ${CUDA_VISIBLE_DEVICES-0} ]] && command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then
-    free=$("${gpu[@]}" 2> /dev/null | head -n 1 || true)  # in MiB
-    if [[ ! ${free} =~ ^[0-9]+$ ]]; then free=0; fi  # it does not say: one run
-    most=$((free / 8000 < cores / 3 ? free / 8000 : cores / 3))
-    jobs=$((jobs < most ? jobs : most))
-  fi
-  jobs=$((jobs > 0 ? jobs : 1))
-fi
-export OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) TOKENIZERS_PARALLELISM=false
-export CUDA_DEVICE_ORDER=PCI_BUS_ID  # the numbers that nvidia-smi gives
-# one GPU a run; of a variable that is set to nothing, none
-if [[ -z ${ACCELERATE_CONFIG:-} ]]; then gpus=${CUDA_VISIBLE_DEVICES-0} && export CUDA_VISIBLE_DEVICES=${gpus%%,*}; fi
-launch=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
-  --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
-if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
-  if [[ ${ACCELERATE_CONFIG} != /* ]]; then ACCELERATE_CONFIG=${invoked_from}/${ACCELERATE_CONFIG}; fi
-  launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
-fi
-
 # ---- the plan: one line a run, cheapest first, so that the table fills early --------------------------------------
 plan=()
 add() {  # model, head, tuning, name of the run: once for each size of the training part
@@ -182,6 +152,42 @@ done
 repeated=$(printf '%s\n' "${plan[@]}" | cut -f 1 | sort | uniq -d | head -n 1)
 [[ -z ${repeated} ]] || die "two runs would be in the folder ${repeated}: give each model, head, tuning and size once," \
   "and encoders of different names"
+
+# ---- how many at a time ----------------------------------------------------------------------------------------------
+# Several runs of one thread each get more done than one run of several threads: batches are small. A run of a base-size
+# encoder that is trained wants 4 GB, all others less.
+memory=$(awk '/^MemAvailable/ {print int($2 / 1e6)}' /proc/meminfo)
+if read -r most < "${limits}/memory.max" && [[ ${most} != max ]]; then
+  used=$(sed -n 's/^anon //p' "${limits}/memory.stat" || true)  # what processes hold: cached files make way
+  most=$(((most - ${used:-0}) / 1000000000)) && memory=$((most < memory ? most : memory))
+fi 2> /dev/null
+if [[ ${jobs} == auto ]]; then
+  jobs=$((memory / 4 < cores ? memory / 4 : cores))
+  # A large GPU waits for Python: five runs at a time on an H200 got 3.4 times as much done as one. Each may want 8 GB
+  # of it, and three cores (ours).
+  gpu=(nvidia-smi --id="${CUDA_VISIBLE_DEVICES-0}" --query-gpu=memory.free --format=csv,noheader,nounits)
+  if [[ ${CUDA_VISIBLE_DEVICES-0} ]] && command -v nvidia-smi > /dev/null && nvidia-smi -L > /dev/null 2>&1; then
+    free=$("${gpu[@]}" 2> /dev/null | head -n 1 || true)  # in MiB
+    if [[ ! ${free} =~ ^[0-9]+$ ]]; then free=0; fi  # it does not say: one run
+    most=$((free / 8000 < cores / 3 ? free / 8000 : cores / 3))
+    jobs=$((jobs < most ? jobs : most))
+  fi
+  # Cores that no further run wants are threads of the others; of a baseline one thread is all.
+  networks=$(printf '%s\n' "${plan[@]}" | cut -f 2 | grep -cvxE 'tfidf(-nb)?' || true)
+  most=$((networks > 0 ? networks : ${#plan[@]}))
+  jobs=$((jobs < most ? jobs : most))
+  jobs=$((jobs > 0 ? jobs : 1))
+fi
+export OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) TOKENIZERS_PARALLELISM=false
+export CUDA_DEVICE_ORDER=PCI_BUS_ID  # the numbers that nvidia-smi gives
+# one GPU a run; of a variable that is set to nothing, none
+if [[ -z ${ACCELERATE_CONFIG:-} ]]; then gpus=${CUDA_VISIBLE_DEVICES-0} && export CUDA_VISIBLE_DEVICES=${gpus%%,*}; fi
+launch=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+  --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
+if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
+  if [[ ${ACCELERATE_CONFIG} != /* ]]; then ACCELERATE_CONFIG=${invoked_from}/${ACCELERATE_CONFIG}; fi
+  launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
+fi
 echo "${#plan[@]} runs on ${dataset} (folds: ${folds}, unless the notes have splits), ${jobs} at a time" \
   "(threads each: ${OMP_NUM_THREADS} of ${cores}, ${memory} GB free), into ${output}/"
 if ${dry_run}; then
@@ -221,7 +227,7 @@ trap 'stop 129' HUP  # of a terminal that is closed; not under nohup
 if ${demo}; then
   echo "making three mini encoders, stand-ins for the paper's (logs in ${output}/logs)"
   # other seeds of the generator: no note of the corpus is in the pretraining texts
-  for spec in camembert-bio:camembert:1 alibert:roberta:2 drbert:camembert:3; do
+  for spec in ${stand_ins}; do
     IFS=: read -r alias architecture seed <<< "${spec}"
     [[ ! -f ${output}/stand-ins/${alias}/pretrain.json ]] || continue
     python pretrain.py --architecture "${architecture}" --tokenizer unigram --unlabeled "synthetic:1500:${seed}" \
@@ -239,7 +245,7 @@ arguments=()
 set_arguments() {  # of train.py, from a line of the plan
   local id=$1 model=$2 head=$3 tuning=$4 size=$5
   arguments=(--model "${model}" --dataset "${dataset}" --folds "${folds}" --output_dir "${output}/${id}")
-  if ${demo} && [[ ${head} != - ]]; then arguments[1]="${output}/stand-ins/${model}"; fi
+  if ${demo} && [[ " ${stand_ins}" == *" ${model}:"* ]]; then arguments[1]="${output}/stand-ins/${model}"; fi
   if [[ ${head} != - ]]; then arguments+=(--head "${head}" --tuning "${tuning}"); fi
   if [[ ${size} != - ]]; then arguments+=(--train_size "${size}"); fi
   if [[ ${tuning} == frozen ]]; then arguments+=(--cache_dir "${output}/features"); fi

@@ -12,6 +12,10 @@ import pandas as pd
 import psutil
 import pytest
 
+from backbones import BACKBONES
+from baseline import BASELINES
+from heads import HEADS
+from models import PRETRAINED_HERE, SCRATCH_MODELS
 from results import write_json
 
 ROOT = Path(__file__).parent.parent
@@ -41,8 +45,10 @@ def stand_in(folder, name, script):
 
 def test_plan_of_the_paper(tmp_path):
     whole = run_all("--demo", "--dry-run", "--tuning", "frozen,lora,full", "--folds", 5, "--output", tmp_path / "runs")
-    assert whole.returncode == 0 and whole.stdout.startswith("51 runs on synthetic:1000 (folds: 5, unless")
-    assert whole.stdout.count("-grn-frozen") == 3 and whole.stdout.count("-lora\t") == 15
+    with_head = len(BACKBONES) * len(HEADS)
+    runs = len([*BASELINES, *SCRATCH_MODELS, *PRETRAINED_HERE]) + 3 * with_head
+    assert whole.returncode == 0 and whole.stdout.startswith(f"{runs} runs on synthetic:1000 (folds: 5, unless")
+    assert whole.stdout.count("-grn-frozen") == len(BACKBONES) and whole.stdout.count("-lora\t") == with_head
     assert not (tmp_path / "runs").exists()
 
 
@@ -78,6 +84,33 @@ def test_a_gpu_carries_as_many_runs_as_its_memory(tmp_path, free_mib, at_a_time)
     for none in ("", "-1"):
         plan = run_all("--demo", "--dry-run", commands=[tmp_path], CUDA_VISIBLE_DEVICES=none)
         assert plan.returncode == 0 and "16 at a time (threads each: 1 of 16" in plan.stdout
+
+
+def test_cores_that_no_run_wants_are_threads_of_the_others(tmp_path):
+    for name, prints in (("nproc", "16"), ("awk", "64"), ("nvidia-smi", "no GPU >&2; exit 1")):
+        stand_in(tmp_path, name, f"echo {prints}")
+    for models, expected in (
+        ("tfidf-nb,transformer-pretrained", "1 at a time (threads each: 16 of 16"),
+        ("tfidf,transformer,moe-transformer", "2 at a time (threads each: 8 of 16"),
+        ("tfidf,tfidf-nb", "2 at a time (threads each: 8 of 16"),
+    ):
+        plan = run_all("--demo", "--dry-run", "--models", models, commands=[tmp_path])
+        assert plan.returncode == 0 and expected in plan.stdout
+    plan = run_all("--demo", "--dry-run", "--models", "transformer", "--jobs", 4, commands=[tmp_path])
+    assert "4 at a time (threads each: 4 of 16" in plan.stdout  # asked for
+
+
+def test_the_demo_takes_an_encoder_of_ones_own_as_it_is(tmp_path):
+    commands = stand_in(tmp_path / "bin", "accelerate", 'echo "$@"')
+    for name in ("camembert-bio", "alibert", "drbert"):
+        (tmp_path / "out" / "stand-ins" / name).mkdir(parents=True)
+        (tmp_path / "out" / "stand-ins" / name / "pretrain.json").touch()
+    (tmp_path / "enc").mkdir()
+    options = ["--models", "enc,drbert", "--heads", "grn", "--tuning", "lora", "--output", "out", "--report", "r"]
+    run_all("--demo", *options, cwd=tmp_path, commands=[commands])
+    logs = tmp_path / "out" / "logs"
+    assert f"--model {tmp_path / 'enc'} " in (logs / "enc-grn-lora.log").read_text()
+    assert f"--model {tmp_path / 'out' / 'stand-ins' / 'drbert'} " in (logs / "drbert-grn-lora.log").read_text()
 
 
 def test_the_limits_of_a_container_are_kept(tmp_path):
