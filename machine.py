@@ -14,6 +14,7 @@ BFLOAT16_CUDA_CAPABILITY = (8, 0)
 # Parameters of glibc's mallopt (malloc.h): blocks from this size on come from the kernel one by one and go back when
 # they are freed; of the others so much stays with the process.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MOST_BEFORE_2_35 = 2**25  # of M_MMAP_THRESHOLD; older versions of glibc refuse more
 
 
 def bfloat16_is_fast(use_cpu: bool = False) -> bool:
@@ -50,8 +51,9 @@ def keep_freed_memory(block_bytes: int = 2**28, kept_bytes: int = 2**30):
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, block_bytes)
-        mallopt(M_TRIM_THRESHOLD, kept_bytes)
+        # The second call switches glibc's own adaptation off, so it is made only where the first had its effect.
+        if mallopt(M_MMAP_THRESHOLD, block_bytes) or mallopt(M_MMAP_THRESHOLD, MOST_BEFORE_2_35):
+            mallopt(M_TRIM_THRESHOLD, kept_bytes)
 
 
 def available_cores() -> int:

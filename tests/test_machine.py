@@ -1,12 +1,14 @@
 """The choice of precision from what the machine says it has, and the line that tells the user."""
 
+import ctypes
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from machine import available_cores, bfloat16_is_fast, describe_machine
+from machine import available_cores, bfloat16_is_fast, describe_machine, keep_freed_memory
 from train import parse_arguments
 
 
@@ -48,6 +50,26 @@ def test_the_line_says_what_computes_and_in_which_precision(machine):
     machine(capability=(9, 0))
     assert describe_machine(False, bf16=True) == "GPU Y; bfloat16"
     assert describe_machine(False, bf16=False, fp16=True) == "GPU Y; float16"
+
+
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [
+        (2**40, [(-3, 2**28), (-1, 2**30)]),
+        (2**25, [(-3, 2**28), (-3, 2**25), (-1, 2**30)]),  # glibc before 2.35
+        (0, [(-3, 2**28), (-3, 2**25)]),  # its own adaptation stays on
+    ],
+)
+def test_memory_is_kept_whatever_the_version_of_glibc(monkeypatch, largest, expected):
+    calls = []
+
+    def mallopt(parameter, value):
+        calls.append((parameter, value))
+        return int(parameter != -3 or value <= largest)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    assert calls == expected
 
 
 @pytest.mark.parametrize("features, expected", [(["avx512_bf16"], True), (["avx2"], False)])
