@@ -40,12 +40,13 @@ def known_countries() -> Collection[str]:
 
 
 @cache
-def start_tracker(country: str | None) -> OfflineEmissionsTracker:
+def start_tracker(country: str | None, on_gpu: bool) -> OfflineEmissionsTracker:
     """One for the process: to look the hardware up takes seconds. `country` is one of `known_countries`."""
     logging.getLogger("codecarbon").setLevel(logging.ERROR)
     return OfflineEmissionsTracker(
         country_iso_code=country or "unknown",  # then the world's average
         tracking_mode="process",
+        gpu_ids=None if on_gpu else [],  # else all that a GPU draws, for others, would be this process's
         save_to_file=False,
         allow_multiple_runs=True,
         log_level="critical",
@@ -53,10 +54,10 @@ def start_tracker(country: str | None) -> OfflineEmissionsTracker:
 
 
 @contextmanager
-def measure_power(country: str | None) -> Iterator[Reading]:
-    """Measure what is run within; the reading is filled at its end."""
+def measure_power(country: str | None, on_gpu: bool = False) -> Iterator[Reading]:
+    """Measure what is run within; the reading is filled at its end. With `on_gpu` it has all that the GPU draws."""
     reading, parts, ended = Reading(), [], threading.Event()
-    tracker = start_tracker(country)
+    tracker = start_tracker(country, on_gpu)
 
     def look_now_and_then():
         while not ended.wait(LONGEST):

@@ -126,7 +126,7 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
     }
     threshold = ""
     if facts["thresholds"]:
-        values = [f"{value:.2f}" for value in facts["thresholds"]]
+        values = [f"{value:.3g}" for value in facts["thresholds"]]
         if facts["task"] == "multi-label":
             values = [f"{name} {value}" for name, value in zip(facts["class_names"], values, strict=True)]
         threshold = f" Decision threshold: {', '.join(values)}."

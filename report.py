@@ -54,7 +54,8 @@ COSTS = {
     "encoder with its pass over these notes.",
     "Notes a second, one core": "The model as it is kept, in float32, one note at a time on one core of a processor.",
     "Energy, kWh": "Of the hours alone at the mean power of the training, by codecarbon: measured by the processor's "
-    "own counters, which count all that runs on the machine, or estimated (est.) from its model and load.",
+    "own counters, which count all that runs on the machine, or estimated (est.) from its model and load; of a GPU "
+    "that trained, all that it drew, for runs beside it too.",
     "CO2, g": "Of that energy, by the mix of the country that was given (--country_iso_code), else the world's mean.",
     "Peak memory, GB": "The most that the process held, imported libraries included; of the GPU where there is one.",
     "Trainable parameters": "Those that were trained; of a baseline its coefficients.",
@@ -415,7 +416,9 @@ def costs_table(cells: pd.DataFrame, price_per_hour: float | None) -> Table:
         shared += cell.shared_pretraining_hours
         seconds = cell.evaluation_seconds / cell.evaluated_notes + 3600 * cell.feature_hours / cell.corpus_notes
         row = [cell_name(cell), number(alone, ".3g"), number(shared, ".3g")]
-        speed = 1 / seconds if seconds else None
+        # an encoder's pass reads all notes, and how many these are no result on a part of them says
+        unknown = cell.feature_hours > 0 and cell.train_size != "-"
+        speed = 1 / seconds if seconds and not unknown else None
         row.append(number(speed, ",.0f" if speed and speed >= 10 else ".2g"))
         row.append(number(cell.one_core_notes_per_second, ",.1f"))
         energy = alone * cell.power_watts / 1000
@@ -534,7 +537,10 @@ def mean_and_sd(cell: pd.Series, score: str) -> str:
 
 
 def number(value: float | None, style: str) -> str:
-    return "-" if pd.isna(value) else format(value, style)
+    """As `format`, but without exponents of large numbers."""
+    if pd.isna(value):
+        return "-"
+    return format(value, ",.0f" if style.endswith("g") and value >= 100 else style)
 
 
 def flags(cell: pd.Series, scores: dict[str, str]) -> list[str]:

@@ -541,7 +541,7 @@ def train_network(
         trainer.compute_metrics = None  # from here on it only predicts: nothing is tuned on what it sees
         return trainer
 
-    with measure_power(model_args.country_iso_code) as power:
+    with measure_power(model_args.country_iso_code, on_gpu=arguments.device.type != "cpu") as power:
         folders = [folder / f"member-{number}" for number in range(1, model_args.ensemble)]
         for number, output in enumerate(folders, start=1):  # each begins with the same weights, else they had no mean
             if not (output / MEMBER_FILE).is_file():  # else it was done before an interruption

@@ -33,13 +33,21 @@ def test_what_is_too_short_to_tell_is_not_told():
 def test_a_long_measurement_is_made_in_parts(monkeypatch):
     """A processor's counter begins anew after a while: it is looked at before that."""
     monkeypatch.setattr(energy, "LONGEST", 0.4)
-    tracker, looks = energy.start_tracker("FRA"), []
+    tracker, looks = energy.start_tracker("FRA", False), []
     stop_task = tracker.stop_task
     monkeypatch.setattr(tracker, "stop_task", lambda: looks.append(stop_task()) or looks[-1])
     with measure_power("FRA") as reading:
         keep_busy(2)
     assert len(looks) > 2 and sum(look.duration for look in looks) == pytest.approx(2, abs=0.7)
     assert 1 < reading.power_watts < 2000 and 10 < reading.co2_g_per_kwh < 150
+
+
+@pytest.mark.parametrize(("on_gpu", "gpus"), [(True, None), (False, [])])
+def test_a_gpu_is_charged_to_those_who_use_it(monkeypatch, on_gpu, gpus):
+    asked = {}
+    monkeypatch.setattr(energy, "OfflineEmissionsTracker", lambda **settings: asked.update(settings))
+    energy.start_tracker.__wrapped__("FRA", on_gpu)
+    assert asked["gpu_ids"] == gpus and asked["country_iso_code"] == "FRA"
 
 
 def test_countries_are_three_letters():

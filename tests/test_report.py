@@ -394,10 +394,17 @@ def test_hours_shared_are_of_the_heads_that_used_the_very_pass(runs, make_report
 def test_costs_and_reason_where_only_parts_were_trained_on(runs, make_report):
     for model in ("tfidf", "drbert"):
         write_run(runs, model, run__train_size=20)
+    write_run(runs, "drbert", "grn", "frozen", run__train_size=20, cost__feature_hours=0.5)
     text = (make_report() / "results.md").read_text()
     assert "No verdict: no model was trained on all notes." in text
-    assert len(markdown_rows(text, "### What it costs")) == 2
+    speeds = [row["Notes a second"] for row in markdown_rows(text, "### What it costs")]
+    assert sorted(speed == "-" for speed in speeds) == [False, False, True]  # which pass was over how many notes?
     assert "- Notes: a fold: train 60, validation 20, test 20" in text
+
+
+def test_large_numbers_have_no_exponents():
+    assert [report.number(value, ".2g") for value in (237.4, 1234.5, 99.0, 0.0012)] == ["237", "1,234", "99", "0.0012"]
+    assert report.number(float("nan"), ".2g") == "-" and report.number(1.5, "+.0%") == "+150%"
 
 
 def test_models_that_took_as_long_are_not_called_dear(runs, make_report):
