@@ -137,6 +137,8 @@ class DataArguments:
             )
         if not 0 < self.validation_fraction < 0.5:
             raise DataError(f"--validation_fraction {self.validation_fraction}: give a fraction between 0 and 0.5.")
+        if not 0 <= self.split_seed < 2**31:
+            raise DataError(f"--split_seed {self.split_seed}: give 0 or more, below 2^31.")
         if self.train_size is not None and self.train_size < 2:
             raise DataError(f"--train_size {self.train_size}: give at least 2 notes, or leave it out for all.")
         if self.label_separator == "":
@@ -245,11 +247,20 @@ def _check_records(path: Path, separator: str):
                 break
             if not widths:  # names of columns; without the last ones where they are empty
                 record = record[: max((place for place, name in enumerate(record, 1) if name), default=0)]
+                _check_header(path, record)
             if len(record) > 1 or any(map(str.strip, record)):  # else a blank line, which pandas passes over
                 widths.append(len(record))
     short = np.flatnonzero(np.array(widths[1:]) < widths[0]) if widths else []
     if len(short):
         logger.warning("%s: fewer fields than the header in %s; read as empty", path.name, name_rows(short))
+
+
+def _check_header(path: Path, names: list[str]):
+    places = {}
+    for place, name in enumerate(map(str.strip, names), 1):
+        if name and places.setdefault(name, place) != place:
+            # by their places: where a header is missing, the first note stands in its place
+            raise DataError(f"{path}: columns {places[name]} and {place} have the same name; give each its own.")
 
 
 def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
@@ -274,7 +285,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
-    return pd.read_json(path, lines=True, dtype=False, convert_dates=False, encoding="utf-8-sig")
+    as_it_is = dict(dtype=False, convert_dates=False, convert_axes=False)
+    return pd.read_json(path, lines=True, encoding="utf-8-sig", **as_it_is)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
@@ -298,6 +310,8 @@ def _read_file(path: Path) -> pd.DataFrame:
         if path.stat().st_size:
             return read(path)
         problem = "is empty"
+    except DataError:
+        raise
     except UnicodeDecodeError as error:
         problem = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
     except OSError as error:

@@ -298,6 +298,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
             "one of these, or --muon False."
         )
     refuse_several_gpus(training_args)
+    check_seeds(training_args)
     check_schedule(training_args)
     if training_args.push_to_hub:
         raise ArgumentError("--push_to_hub: an encoder trained on notes may remember them; pretrain.py pushes none.")
@@ -311,6 +312,14 @@ def refuse_several_gpus(training_args: TrainingArguments):
             f"{training_args.n_gpu} GPUs in one process: start with `accelerate launch --multi_gpu`, or choose one "
             "GPU with CUDA_VISIBLE_DEVICES=0."
         )
+
+
+def check_seeds(training_args: TrainingArguments, seeds: list[int] | None = None):
+    """Whether the libraries take these seeds; `seeds` are those of train.py's own argument."""
+    for name, given in (("seed", [training_args.seed]), ("data_seed", [training_args.data_seed]), ("seeds", seeds)):
+        for seed in given or []:
+            if seed is not None and not 0 <= seed < 2**31:
+                raise ArgumentError(f"--{name} {seed}: give 0 or more, below 2^31.")
 
 
 def check_schedule(training_args: TrainingArguments):

@@ -43,7 +43,7 @@ from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from muon import GOES_WITH
-from pretrain import DECISIVE, ArgumentError, ArgumentParser, check_schedule, refuse_several_gpus
+from pretrain import DECISIVE, ArgumentError, ArgumentParser, check_schedule, check_seeds, refuse_several_gpus
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
@@ -147,6 +147,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     if model_args.seeds is None:
         model_args.seeds = [training_args.seed]
     check_numbers(model_args, training_args)
+    check_seeds(training_args, model_args.seeds)
     check_schedule(training_args)
     if len(set(model_args.seeds)) < len(model_args.seeds):
         raise ArgumentError(f"--seeds {' '.join(map(str, model_args.seeds))}: give each seed once.")
@@ -327,7 +328,7 @@ def measure_deployment(run: Run, trained: Trained, split: Split) -> dict:
     while count < len(others) and time.perf_counter() - started < SPEED_SECONDS:
         trained.deploy(others[count])
         count += 1
-    speed = count / (time.perf_counter() - started)
+    speed = count / (time.perf_counter() - started) if count else None
     torch.set_num_threads(threads)
     return {"one_core_notes_per_second": speed, "model_megabytes": trained.count_bytes() / 1e6}
 

@@ -572,6 +572,20 @@ def test_records_with_fewer_fields_are_told(write, caplog):
     assert "fewer fields" not in caplog.text
 
 
+@pytest.mark.parametrize("header", ["text, text,label", "label,text,label ", "text,label,label"])
+def test_two_columns_of_one_name(write, header):
+    with pytest.raises(DataError, match=r"notes.csv: columns [12] and [23] have the same name") as caught:
+        load(write(f"{header}\n{MARKER},a,b\nok,c,d\n", "notes.csv"))
+    assert_says_nothing(caught.value)
+    assert load(write("text,,label,\nok,,a,\nokay,,b,\n", "notes.csv")).texts == ["ok", "okay"]  # of no name
+
+
+def test_columns_named_by_numbers(write):
+    path = write('{"0": "ok", "1": "01"}\n{"0": "okay", "1": "2"}\n', "notes.jsonl")
+    notes = load(path, text_column="0", label_column="1")
+    assert notes.texts == ["ok", "okay"] and set(notes.class_names) == {"01", "2"}
+
+
 def test_quotation_marks_within_a_note(write):
     text = 'Il va "bien",\ndit-elle.'
     rows = f'text,label\n"{text.replace(chr(34), chr(34) * 2)}",1\ndit "mal" elle,0\n'
@@ -591,6 +605,7 @@ def test_log_holds_counts_and_no_text(write, caplog):
     [
         ({"folds": 0}, "--folds 0: give 1"),
         ({"validation_fraction": 0.5}, "--validation_fraction 0.5: give a fraction between 0 and 0.5"),
+        ({"split_seed": -1}, "--split_seed -1: give 0 or more"),
         ({"max_length": 4}, "--max_length 4: give at least 8"),
         ({"long_notes": "windows", "max_length": 64, "window_stride": 32}, "--window_stride 32: give less than half"),
         ({"id_column": "text"}, "--id_column text: that is the text; give another"),
