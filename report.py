@@ -419,7 +419,7 @@ def costs_table(cells: pd.DataFrame, price_per_hour: float | None) -> Table:
         # an encoder's pass reads all notes, and how many these are no result on a part of them says
         unknown = cell.feature_hours > 0 and cell.train_size != "-"
         speed = 1 / seconds if seconds and not unknown else None
-        row.append(number(speed, ",.0f" if speed and speed >= 10 else ".2g"))
+        row.append(number(speed, ".2g"))
         row.append(number(cell.one_core_notes_per_second, ",.1f"))
         energy = alone * cell.power_watts / 1000
         row.append(number(energy, ".2g") + ("" if cell.power_is_measured or pd.isna(energy) else " (est.)"))
@@ -540,7 +540,8 @@ def number(value: float | None, style: str) -> str:
     """As `format`, but without exponents of large numbers."""
     if pd.isna(value):
         return "-"
-    return format(value, ",.0f" if style.endswith("g") and value >= 100 else style)
+    text = format(value, style)
+    return f"{value:,.0f}" if "e+" in text else text
 
 
 def flags(cell: pd.Series, scores: dict[str, str]) -> list[str]:

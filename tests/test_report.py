@@ -403,7 +403,8 @@ def test_costs_and_reason_where_only_parts_were_trained_on(runs, make_report):
 
 
 def test_large_numbers_have_no_exponents():
-    assert [report.number(value, ".2g") for value in (237.4, 1234.5, 99.0, 0.0012)] == ["237", "1,234", "99", "0.0012"]
+    numbers = {1234.5: "1,234", 237.4: "237", 99.6: "100", 12.3: "12", 0.0012: "0.0012"}
+    assert {value: report.number(value, ".2g") for value in numbers} == numbers
     assert report.number(float("nan"), ".2g") == "-" and report.number(1.5, "+.0%") == "+150%"
 
 
