@@ -26,7 +26,8 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, task: str) ->
     """The temperature with the least negative log-likelihood (Guo et al. 2017, arXiv 1706.04599, section 4.2).
 
     1, which changes nothing, where there is no such temperature: notes of one class, or that the model parts without a
-    mistake, are the likelier the surer it is (ours).
+    mistake, are the likelier the surer it is. A model that tells nothing apart is to be as unsure as TEMPERATURES
+    allow (both ours).
     """
 
     def loss(logarithm: float) -> float:
@@ -36,7 +37,9 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, task: str) ->
         return 1.0
     best = float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
     lowest, highest = TEMPERATURES
-    return best if 1.01 * lowest < best < highest / 1.01 else 1.0
+    if best > highest / 1.01:
+        return highest
+    return best if best > 1.01 * lowest else 1.0
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float, task: str) -> np.ndarray:

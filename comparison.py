@@ -8,6 +8,7 @@ of a matrix product, and thousands of them are cheap. For K classes there are C 
 positives and false negatives of each class, notes answered rightly, notes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,6 +21,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 LEVEL = 0.05  # of the tests; intervals have 1 - LEVEL
 RESAMPLES = 2000  # of an interval
 PERMUTATIONS = 10_000  # of a test: p-values from 0.0001
+# Of g groups there are 2^g swaps, of which two are the most extreme: of fewer groups no p-value is below LEVEL.
+LEAST_GROUPS = math.ceil(math.log2(2 / LEVEL))
 POWER = 0.8  # with which "so many notes would tell" is reckoned
 BLOCK = 500  # permutations at a time, for want of memory
 DECIMALS = 12
@@ -177,20 +180,25 @@ def permutation_test(first: Answers, second: Answers, metric: str) -> float:
     """Two-sided p-value of no difference: the answers of the two are swapped for random halves of the groups.
 
     Paired (Yeh 2000, "More accurate tests for the statistical significance of result differences"); the smallest
-    p-value is 1 / (PERMUTATIONS + 1). The answers of all seeds to a group change together; where one has more seeds
-    than the other, only its first ones do, as many as the other has.
+    p-value is 1 / (PERMUTATIONS + 1). The answers of all seeds to a group change together; where the two have not as
+    many seeds, each seed of the one is paired with others, all equally often.
     """
-    seeds = min(len(first.predicted), len(second.predicted))
-    ours, theirs = first.by_group[:seeds], second.by_group[:seeds]
+    pairs = math.lcm(len(first.predicted), len(second.predicted))
+    ours, theirs = (np.resize(each.by_group, (pairs, *each.by_group.shape[1:])) for each in (first, second))
     observed = abs((first.score(ours.sum(axis=1), metric) - first.score(theirs.sum(axis=1), metric)).mean())
-    theirs_alone = theirs.sum(axis=1, keepdims=True)  # (seeds, 1, C)
+    theirs_alone = theirs.sum(axis=1, keepdims=True)  # (pairs, 1, C)
     both = ours.sum(axis=1, keepdims=True) + theirs_alone
     as_extreme = 0
     for block in np.array_split(swaps(ours.shape[1]), PERMUTATIONS // BLOCK):
-        of_one = theirs_alone + block.astype(np.float64) @ (ours - theirs)  # (seeds, BLOCK, C)
+        of_one = theirs_alone + block.astype(np.float64) @ (ours - theirs)  # (pairs, BLOCK, C)
         gap = first.score(of_one, metric).mean(axis=0) - first.score(both - of_one, metric).mean(axis=0)
         as_extreme += int((np.abs(gap) >= observed - ROUNDING).sum())
     return (as_extreme + 1) / (PERMUTATIONS + 1)
+
+
+def can_be_told_apart(answers: Answers) -> bool:
+    """Whether the notes have groups enough for any difference between models to be significant."""
+    return answers.by_group.shape[1] >= LEAST_GROUPS
 
 
 def mcnemar_test(first: Answers, second: Answers) -> tuple[int, int, float]:
@@ -243,14 +251,16 @@ def step_down(answers: list[Answers], metric: str) -> np.ndarray:
 
 
 def notes_that_would_tell(gap: float, standard_error: float, notes: int, tests: int) -> int | None:
-    """How many test notes a difference of this size needs to be found with POWER; None for no difference.
+    """How many test notes a difference of this size needs to be found with POWER.
 
-    At LEVEL divided by the number of tests (Bonferroni), which a step-down correction never asks more than.
+    At LEVEL divided by the number of tests (Bonferroni), which a step-down correction never asks more than. None for
+    no difference, and where so many notes are there: the tests, which rest on more than the standard error, say no.
     """
     if abs(gap) < ROUNDING or standard_error == 0:
         return None
     factor = stats.norm.ppf(1 - LEVEL / tests / 2) + stats.norm.ppf(POWER)
-    return int(np.ceil(notes * (factor * standard_error / gap) ** 2))
+    needed = int(np.ceil(notes * (factor * standard_error / gap) ** 2))
+    return needed if needed > notes else None
 
 
 # ---- the comparison ------------------------------------------------------------------------------------------------
@@ -330,23 +340,23 @@ def hard_notes(answers: list[Answers], class_names: Sequence[str]) -> pd.DataFra
     however many seeds and draws of the folds it has. Of a multi-label note an answer is the whole set of its labels.
     """
     repeats = answers[0].repeats
-    ids, truth = answers[0].ids[::repeats], _in_words(answers[0].labels[::repeats], class_names)
-    given = pd.DataFrame(  # a row an answer to every note: of each model, seed and draw of the folds
-        [
-            _in_words(seed[repeat::repeats], class_names)
-            for each in answers
-            for seed in each.predicted
-            for repeat in range(repeats)
-        ]
+    ids, truth = answers[0].ids[::repeats], answers[0].labels[::repeats]
+    given = np.stack(  # a row an answer to every note: of each model, seed and draw of the folds
+        [seed[repeat::repeats] for each in answers for seed in each.predicted for repeat in range(repeats)]
     )
     shares = np.concatenate([np.full(n, 1 / n) for n in (len(each.predicted) * repeats for each in answers)])
-    shares = pd.Series(shares / len(answers))  # of a row
-    wrong = given.ne(truth, axis=1)
-    missed = wrong.T.dot(shares).to_numpy()
+    shares /= len(answers)  # of a row
+    wrong = given != truth
+    if truth.ndim == 2:
+        wrong = wrong.any(axis=2)
+    missed = shares @ wrong
     rows = []
     for note in np.flatnonzero(missed > 0.5 + ROUNDING):
-        others = shares[wrong[note]].groupby(given.loc[wrong[note], note]).sum().sort_values(ascending=False)
-        rows.append([ids[note], truth[note], missed[note], others.iloc[0], others.index[0]])
+        its_shares = shares[wrong[:, note]]
+        others, which = np.unique(given[wrong[:, note], note], axis=0, return_inverse=True)
+        votes = np.bincount(which.ravel(), its_shares)
+        label, answer = _in_words(np.stack([truth[note], others[votes.argmax()]]), class_names)
+        rows.append([ids[note], label, missed[note], votes.max(), answer])
     table = pd.DataFrame(rows, columns=["id", "label", "missed_by", "contradicted_by", "their_answer"])
     return table.sort_values(["missed_by", "contradicted_by"], ascending=False, kind="stable", ignore_index=True)
 

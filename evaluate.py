@@ -394,7 +394,8 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
             where = error if isinstance(error, PredictionsError) else f"({type(error).__name__})"
             unreadable.append(f"statistics of {figures.cell_name(cell)}: no usable predictions {where}")
     kept, answers, trust, subgroups = map(list, zip(*usable, strict=True)) if usable else ([], [], [], [])
-    if len(answers) < 2 or np.isnan(answers[0].estimate(metric)):  # of no positive note there is no score
+    # of no positive note there is no score
+    if len(answers) < 2 or np.isnan(answers[0].estimate(metric)) or not comparison.can_be_told_apart(answers[0]):
         return report.Compared(kept, answers, trust, subgroups, None, None)
     folds = results[results.train_size == "-"]
     table = comparison.compare(answers, metric, folds.test_notes.sum() / folds.train_notes.sum())

@@ -18,7 +18,19 @@ from markupsafe import Markup, escape
 from tabulate import tabulate
 
 from calibration import brier_score, expected_calibration_error
-from comparison import LEVEL, PERMUTATIONS, POWER, RELEVANT, RESAMPLES, Answers, Verdict, hard_notes, interval
+from comparison import (
+    LEAST_GROUPS,
+    LEVEL,
+    PERMUTATIONS,
+    POWER,
+    RELEVANT,
+    RESAMPLES,
+    Answers,
+    Verdict,
+    can_be_told_apart,
+    hard_notes,
+    interval,
+)
 from figures import cell_name, draw_curves, draw_figure, draw_reliability, may_be_ranked, shown_model
 from learning import curves, describe_crossings, gain_of_doubling
 
@@ -77,8 +89,9 @@ RULE = (
     f"alone. It warns where the chosen model may be worse than the best by more than {RELEVANT}, and says how many "
     f"test notes would show the difference seen with a power of {POWER:.0%}, corrected for as many pairs "
     "(`notes_that_would_tell`). A model that gave all notes the same answer in every fold is not chosen for being "
-    "cheap. The best is the best of the very scores that are tested, which favours it a little; they pool all folds, "
-    "where the table of results averages over them."
+    f"cheap. Of fewer than {LEAST_GROUPS} groups no test can find a difference, and there is no verdict. The best is "
+    "the best of the very scores that are tested, which favours it a little; they pool all folds, where the table of "
+    "results averages over them."
 )
 # All that is public of the papers' results. The papers' tables hold more cells; they were not available to us.
 PAPER = [
@@ -134,7 +147,7 @@ class Trust:
 class Compared:
     """The statistics of one data set. `answers`, `trust`, `subgroups` (a row for each value of the columns that scores
     are broken down by) and `table` have an entry for each of `cells`, the index of its row in the table of results;
-    `table` is None where fewer than two models have all folds and predictions."""
+    `table` is None where fewer than two models have all folds and predictions, or no test could tell them apart."""
 
     cells: list[int]
     answers: list[Answers]
@@ -586,6 +599,12 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
         why = "fewer than two models have all their folds and predictions that can be compared"
         if (cells.train_size != "-").all():
             why = "no model was trained on all notes"
+        elif len(compared.cells) > 1 and not can_be_told_apart(compared.answers[0]):
+            groups = compared.answers[0].by_group.shape[1]
+            why = (
+                f"of only {groups} {groups_in_words(compared.answers[0])} no test finds a difference, however large; "
+                f"{LEAST_GROUPS} are the least, and {FEW_GROUPS} would do"
+            )
         elif len(compared.cells) > 1:
             why = f"no test note is positive, so that F1 ({average}) says nothing"
         sentences = [f"No verdict: {why}."]
@@ -639,9 +658,8 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             f"{cut.sum()} of the {len(rows)} models read only the beginning of many notes, --max_length tokens (Notes "
             "cut), the others nearly all of each: for a fair comparison train them with --long_notes windows."
         )
-    groups, notes = (len(set(values)) for values in (compared.answers[0].groups, compared.answers[0].ids))
-    if groups < FEW_GROUPS:
-        kind = "test notes" if groups == notes else "groups of test notes (patients, documents)"
+    if (groups := compared.answers[0].by_group.shape[1]) < FEW_GROUPS:
+        kind = groups_in_words(compared.answers[0])
         sentences.append(f"With only {groups} {kind} intervals are too narrow, and tests find more than there is.")
     sentences += left_out(cells)
     if hours[verdict.dearest] >= 1.05 * hours[verdict.choice] and verdict.dearest != verdict.best:
@@ -661,6 +679,11 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
         needed = float(f"{verdict.notes_needed:.2g}")  # it is no more exact than that
         sentences.append(f"About {needed:,.0f} test notes would show a difference as large as the one seen.")
     return sentences
+
+
+def groups_in_words(answers: Answers) -> str:
+    alone = answers.by_group.shape[1] == len(set(answers.ids))
+    return "test notes" if alone else "groups of test notes (patients, documents)"
 
 
 def hours_to_compare(cells: pd.DataFrame) -> pd.Series:

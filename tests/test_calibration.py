@@ -56,8 +56,22 @@ def test_no_temperature_where_none_is_the_likeliest():
     sure = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]])
     assert fit_temperature(sure, np.array([0, 0, 1, 1]), "binary") == 1.0  # parted without a mistake
     assert fit_temperature(sure, np.array([1, 1, 1, 1]), "binary") == 1.0
-    assert fit_temperature(sure, np.array([1, 1, 0, 0]), "binary") == 1.0  # always wrong
     assert fit_temperature(sure, np.array([0, 1, 1, 1]), "binary") > 1.1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_model_that_tells_nothing_apart_is_made_as_unsure_as_can_be(seed):
+    draw = np.random.default_rng(seed)
+    labels, sure = draw.integers(0, 2, 120), 1 / (1 + np.exp(-draw.normal(0, 4, 120)))
+    told = np.stack([1 - sure, sure], axis=1)
+    temperature = fit_temperature(told, labels, "binary")
+    assert temperature > 5
+    before, after = (
+        expected_calibration_error(*claims(each, labels, "binary"))
+        for each in (told, apply_temperature(told, temperature, "binary"))
+    )
+    assert after < before / 2
+    assert fit_temperature(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([1, 0]), "binary") == 20  # always wrong
 
 
 def test_certain_probabilities_have_a_temperature():

@@ -8,6 +8,7 @@ from sklearn import metrics as sk
 
 from comparison import (
     Answers,
+    can_be_told_apart,
     choose_model,
     compare,
     difference,
@@ -135,6 +136,27 @@ def test_permutation_test_by_hand():
     assert permutation_test(right, right, "accuracy") == 1
 
 
+def test_permutation_test_is_of_the_difference_shown_whatever_the_order_of_seeds():
+    """Three seeds against one, the first of the three as good as that one: it may not decide alone."""
+    labels = np.array([0, 1] * 100)
+    wrong = [np.where(np.arange(200) % 20 < errors, 1 - labels, labels) for errors in (5, 1, 1)]
+    other = binary(labels, np.roll(wrong[0], 10))
+    orders = [binary(labels, np.stack([wrong[seed] for seed in order])) for order in ((0, 1, 2), (2, 1, 0))]
+    p_values = [permutation_test(each, other, "accuracy") for each in orders]
+    assert max(p_values) < 0.01 and p_values == [permutation_test(other, each, "accuracy") for each in orders]
+    two = binary(labels, np.stack([np.roll(wrong[0], 10), wrong[1]]))  # two against three: six pairs
+    gap = orders[0].estimate("accuracy") - two.estimate("accuracy")
+    assert gap == pytest.approx(2 / 60) and 0.001 < permutation_test(orders[0], two, "accuracy") < 0.5
+
+
+@pytest.mark.parametrize("groups", [5, 6])
+def test_of_five_groups_no_difference_is_significant(groups):
+    labels = np.array([0, 1] * 60)
+    of_group = np.arange(120) % groups
+    right, never = binary(labels, labels, of_group), binary(labels, 1 - labels, of_group)
+    assert (permutation_test(right, never, "accuracy") < 0.05) == can_be_told_apart(right) == (groups == 6)
+
+
 def test_mcnemar_by_hand():
     """Agresti's rule: of n notes on which they disagree, the smaller count is binomial(n, 1/2), two-sided."""
     labels = np.zeros(30, dtype=int)
@@ -201,19 +223,19 @@ def test_as_many_notes_as_would_tell():
         least = stats.norm.ppf(1 - 0.025 / tests)  # standard errors that a difference must be apart from 0
         assert stats.norm.sf(least - gap / at_that_size) == pytest.approx(0.8, abs=0.001)
     assert notes_that_would_tell(0.0, 0.01, 500, 1) is None
+    assert notes_that_would_tell(0.1, 0.01, 500, 1) is None  # so many are there
 
 
 def test_everything_is_compared_with_the_best():
     labels = np.array([0, 1] * 100)
     best, middle, bad = labels.copy(), labels.copy(), labels.copy()
     best[:4], middle[2:10], bad[:80] = 1 - best[:4], 1 - middle[2:10], 1 - bad[:80]
-    two_seeds = binary(labels, [middle, middle])
+    two_seeds = binary(labels, [middle, middle])  # another number of seeds, alike
     table = compare([binary(labels, bad), binary(labels, best), binary(labels, middle), two_seeds], "f1_macro", 0.25)
     assert table.is_best.tolist() == [False, True, False, False]
     assert table.gap[0] == pytest.approx(table.score[0] - table.score[1]) and np.isnan(table.gap[1])
     assert table.p_corrected[0] < 0.001 and table.p_corrected[2] > 0.05
     assert (table.p_corrected >= table.p)[[0, 2, 3]].all() and np.isnan(table.p_corrected[1])
-    # another number of seeds, alike
     assert table.loc[3, ["gap", "p", "p_mcnemar"]].tolist() == table.loc[2, ["gap", "p", "p_mcnemar"]].tolist()
     assert table[["only_this", "only_best"]].loc[2].tolist() == [2, 6]
 
@@ -237,11 +259,11 @@ def test_the_best_may_be_the_cheapest_and_the_untested_is_no_candidate():
 
 
 def test_a_warning_where_the_notes_cannot_tell():
-    verdict = verdict_of([0.87, 0.90], [0.2, np.nan], [0.1, 2.0], gap_low=-0.07)
+    verdict = verdict_of([0.88, 0.90], [0.2, np.nan], [0.1, 2.0], gap_low=-0.07)
     assert verdict.choice == 0 and verdict.too_few_notes
-    assert verdict.notes_needed == notes_that_would_tell(-0.03, 0.01, 1000, 1)
-    among_more = verdict_of([0.87, 0.90, 0.5], [0.2, np.nan, 0.001], [0.1, 2.0, 3.0], gap_low=-0.07)
-    assert among_more.notes_needed == notes_that_would_tell(-0.03, 0.01, 1000, 3) > verdict.notes_needed
+    assert verdict.notes_needed == notes_that_would_tell(-0.02, 0.01, 1000, 1)
+    among_more = verdict_of([0.88, 0.90, 0.5], [0.2, np.nan, 0.001], [0.1, 2.0, 3.0], gap_low=-0.07)
+    assert among_more.notes_needed == notes_that_would_tell(-0.02, 0.01, 1000, 3) > verdict.notes_needed
 
 
 def test_a_model_that_tells_nothing_apart_is_not_chosen_for_being_cheap():

@@ -468,6 +468,17 @@ def test_few_groups_are_told(runs, make_report, notes, warns):
     assert (sentence in text) == warns and ("too narrow" in text) == warns
 
 
+def test_of_a_few_groups_there_is_no_verdict(runs, make_report):
+    """As many as the folds, which is two: no test finds a difference, so none says that the cheapest will do."""
+    for model, scores in (("tfidf", (0.9, 0.9)), ("drbert", (0.5, 0.5))):
+        write_run(runs, model, scores=scores)
+    for path in runs.rglob("predictions.parquet"):
+        pd.read_parquet(path).assign(group=path.parent.name).to_parquet(path)
+    text = (make_report() / "results.md").read_text()
+    assert "No verdict: of only 2 groups of test notes (patients, documents) no test finds a difference" in text
+    assert "Deploy" not in text and "tfidf has F1 (macro) " in text
+
+
 def test_folds_drawn_twice_count_a_note_once():
     labels, twice = np.array([0, 1, 1]), np.repeat(np.arange(3), 2)
     predicted = np.array([[0, 0, 1, 0, 1, 1]])
