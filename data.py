@@ -34,6 +34,7 @@ SPLIT_ALIASES |= {"val": "validation", "dev": "validation", "test": "test"}
 POSITIVE_PAIRS = [("0", "1"), ("false", "true"), ("no", "yes"), ("non", "oui"), ("negative", "positive")]
 POSITIVE_PAIRS += [("neg", "pos"), ("négatif", "positif"), ("absent", "present"), ("absent", "présent")]
 ROW_ID = "row-{}"
+ID_COLUMNS = ["id", "note_id"]  # unless --id_column names another
 ROWS_NAMED = 5  # how many rows an error message names before it only counts
 MOST_SUBGROUPS = 50  # values of a column that scores are broken down by
 COLUMN_NAME = re.compile(r"[^\W\d][\w.-]{0,39}")
@@ -145,6 +146,9 @@ class DataArguments:
             raise DataError("--label_separator: give at least one character.")
         if self.id_column == self.text_column:
             raise DataError(f"--id_column {self.id_column}: that is the text; give another, or none for row numbers.")
+        for flag, columns in (("group_column", [self.group_column]), ("subgroup_columns", self.subgroup_columns)):
+            if self.text_column in columns:  # the report shows values of subgroups
+                raise DataError(f"--{flag} {self.text_column}: that is the text; give another, or leave it out.")
         if self.max_length < 8:
             raise DataError(f"--max_length {self.max_length}: give at least 8 tokens.")
         self.check_windows()
@@ -168,7 +172,7 @@ class DataArguments:
             )
 
 
-@dataclass
+@dataclass(eq=False)  # one corpus is not another's equal: so what is derived from it can be kept
 class Notes:
     """A checked corpus. `labels` is (notes,) with class indices, or (notes, classes) with 0 and 1 if multi-label."""
 
@@ -242,7 +246,7 @@ def _check_records(path: Path, separator: str):
             try:
                 record = next(records, None)
             except csv.Error:
-                raise csv.Error(begins) from None
+                raise csv.Error(f"{begins} (fields parted by {separator!r})") from None
             if record is None:
                 break
             if not widths:  # names of columns; without the last ones where they are empty
@@ -277,11 +281,25 @@ def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
     return frame.rename(columns=str.strip)
 
 
+def _find_separator(path: Path) -> str:
+    """By which most of the first records have as many fields as the header, and if several do, the most of them.
+
+    Spreadsheets in French and German locales write ';' where others write ','; of equals the comma.
+    """
+    csv.field_size_limit(2**31 - 1)
+
+    def fit(separator: str) -> tuple[float, int]:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            widths = [len(record) for record in islice(csv.reader(file, delimiter=separator), 100) if record]
+        if not widths or widths[0] == 1:
+            return 0.0, 0
+        return np.mean(np.equal(widths[1:], widths[0])) if widths[1:] else 0.0, widths[0]
+
+    return max(",;\t|", key=fit)
+
+
 def _read_csv(path: Path) -> pd.DataFrame:
-    with open(path, encoding="utf-8-sig") as file:
-        header = file.readline()
-    # Spreadsheets in French and German locales write ';' where others write ','; of equals the comma.
-    return _read_delimited(path, max(",;\t|", key=header.count))
+    return _read_delimited(path, _find_separator(path))
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -327,11 +345,11 @@ def _read_file(path: Path) -> pd.DataFrame:
     raise DataError(f"{path} {problem}.")
 
 
-def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+def _read_table(arguments: DataArguments, needed: list[str]) -> tuple[pd.DataFrame, dict[str, list[str]]]:
     """Every row of the corpus in one frame, and class names by column where the source declares them.
 
     Splits that come as separate files or Hub splits are put into a column named `arguments.split_column`, unless that
-    is 'none'.
+    is 'none'. Of the `needed` columns each is to be in all of them, or in none.
     """
     source = arguments.dataset
     if not source.strip():
@@ -391,8 +409,8 @@ def _read_table(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[
         if set(frames) == {"train"}:  # the Hub's way of saying: no splits
             return frames["train"], names
         _name_places(frames)
-        return _join_splits(frames, arguments.split_column), names
-    return _join_splits(frames, arguments.split_column), {}
+        return _join_splits(frames, arguments, needed), names
+    return _join_splits(frames, arguments, needed), {}
 
 
 def _name_places(frames: dict[str, pd.DataFrame]):
@@ -403,8 +421,12 @@ def _name_places(frames: dict[str, pd.DataFrame]):
     logger.info("rows, as messages count them: %s", ", ".join(places))
 
 
-def _join_splits(frames: dict[str, pd.DataFrame], split_column: str) -> pd.DataFrame:
-    if split_column != "none":
+def _join_splits(frames: dict[str, pd.DataFrame], arguments: DataArguments, needed: list[str]) -> pd.DataFrame:
+    for column in needed:
+        lacking = [split for split, frame in frames.items() if column not in frame.columns]
+        if lacking and len(lacking) < len(frames):  # where none has it, what needs it says so
+            raise DataError(f"--dataset {arguments.dataset}: no column {column} in the {lacking[0]} part.")
+    if (split_column := arguments.split_column) != "none":
         frames = {split: frame.assign(**{split_column: split}) for split, frame in frames.items()}
     return pd.concat(frames.values(), ignore_index=True)
 
@@ -579,7 +601,7 @@ def _order_binary(class_names: list[str], values: list[str], positive_label: str
 
 
 def _note_ids(frame: pd.DataFrame, id_column: str | None, unique: bool = True) -> np.ndarray:
-    id_column = id_column or next((name for name in ("id", "note_id") if name in frame.columns), "none")
+    id_column = id_column or next((name for name in ID_COLUMNS if name in frame.columns), "none")
     if id_column == "none":
         return np.array([ROW_ID.format(row + 1) for row in range(len(frame))])
     ids = _complete_column(frame, id_column, "id_column")
@@ -594,9 +616,11 @@ def _note_ids(frame: pd.DataFrame, id_column: str | None, unique: bool = True) -
     return ids
 
 
-def _read_rows(arguments: DataArguments) -> tuple[pd.DataFrame, dict[str, list[str]]]:
-    """As `_read_table`, of which there is something to read."""
-    frame, declared = _read_table(arguments)
+def _read_rows(arguments: DataArguments, *needed: str) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    """As `_read_table`, of which there is something to read; beside texts, ids and groups the columns are `needed`."""
+    ids = ID_COLUMNS if arguments.id_column is None else [arguments.id_column]
+    groups = [] if arguments.group_column is None else [arguments.group_column]
+    frame, declared = _read_table(arguments, [arguments.text_column, *ids, *groups, *needed])
     if frame.empty:
         raise DataError(f"--dataset {arguments.dataset}: no rows.")
     _require_column(frame, arguments.text_column, "text_column")
@@ -644,7 +668,7 @@ def load_notes(arguments: DataArguments) -> Notes:
     Raises:
         DataError: on anything that would make a result wrong; nothing is dropped or repaired silently.
     """
-    frame, declared = _read_rows(arguments)
+    frame, declared = _read_rows(arguments, arguments.label_column, *arguments.subgroup_columns)
     _require_column(frame, arguments.label_column, "label_column")
     texts = _check_texts(frame[arguments.text_column])
     task, class_names, labels = _encode_labels(

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
@@ -59,6 +60,7 @@ def _same_text(notes: Notes) -> np.ndarray:
     return pd.factorize(pd.Series(keys))[0]  # np.unique would give every text the width of the longest
 
 
+@lru_cache(maxsize=1)  # of every fold and seed the same
 def joined_groups(notes: Notes) -> np.ndarray:
     """Groups that a split must not cut: notes of one patient, and notes with the same text, transitively."""
     texts = _same_text(notes)
@@ -100,13 +102,18 @@ def _check_classes(notes: Notes, arguments: DataArguments):
             )
 
 
+def _most_parts(notes: Notes, indices: np.ndarray) -> int:
+    """Into how many stratified parts that cut no group `indices` can be cut at most."""
+    return min(len(set(joined_groups(notes)[indices])), np.bincount(_stratum(notes)[indices]).max())
+
+
 def _split_off(notes: Notes, indices: np.ndarray, parts: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(rest, part) of `indices` for each of `parts` stratified parts that cut no group."""
     strata, groups = _stratum(notes)[indices], joined_groups(notes)[indices]
-    if min(len(set(groups)), np.bincount(strata).max()) < parts:
+    if _most_parts(notes, indices) < parts:
         raise DataError(
             f"{len(indices)} notes of {len(set(groups))} different groups or texts are too few to cut into {parts} "
-            "parts: use fewer --folds, a larger --validation_fraction, or more notes."
+            "parts: use fewer --folds, or more notes."
         )
     splitter = StratifiedGroupKFold(n_splits=parts, shuffle=True, random_state=seed)
     for rest, part in splitter.split(indices, strata, groups):
@@ -118,7 +125,9 @@ def _draw_validation(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(train, validation) of `indices`: validation gets as many equal parts as come nearest to its fraction."""
     fraction = arguments.validation_fraction
-    share = Fraction(fraction).limit_denominator(max(10, round(1 / fraction)))  # 0.15: one part of seven
+    most = max(2, _most_parts(notes, indices))
+    share = Fraction(fraction).limit_denominator(min(most, max(10, round(1 / fraction))))  # 0.15: one part of seven
+    share = max(share, Fraction(1, most))  # of a few patients the nearest to a small fraction would be nothing
     parts = [part for _, part in _split_off(notes, indices, share.denominator, seed)]
     validation = np.sort(np.concatenate(parts[: share.numerator]))
     return np.setdiff1d(indices, validation), validation

@@ -406,6 +406,31 @@ def test_other_separators(write, separator):
     assert [*frame] == ["text", "label"] and frame["text"][0].strip() == "Pas de fièvre, ni toux"
 
 
+@pytest.mark.parametrize(
+    ("content", "label_column"),
+    [
+        ('text;label;"age, sexe, service"\n"a, b, c";0;x\nok;1;y\n', "label"),
+        ("text;label (oui, non, inconnu)\na, b, c;0\nok;1\n", "label (oui, non, inconnu)"),
+        ("text,label\na; b; c,0\nok; fin,1\n", "label"),
+    ],
+)
+def test_a_name_of_a_column_may_hold_another_separator(write, content, label_column):
+    notes = load(write(content, "notes.csv"), label_column=label_column)
+    assert notes.class_names == ["0", "1"] and notes.texts[0] in ("a, b, c", "a; b; c")
+
+
+def test_a_column_that_one_part_lacks(write, tmp_path):
+    table = TABLE.assign(id=["a", "b", "c"], patient=["p", "q", "r"], ward="x")
+    options = dict(group_column="patient", subgroup_columns=["ward"])
+    for column in table:
+        write(table, "train.csv")
+        write(table.rename(columns={column: "other"}), "test.csv")
+        with pytest.raises(DataError, match=f"no column {column} in the test part"):
+            load(tmp_path, **options)
+    write(table[["text"]].assign(id=["d", "e", "f"]), "test.csv")  # whose labels nobody needs for pretraining
+    assert len(read_unlabeled(DataArguments(dataset=str(tmp_path)))) == 6
+
+
 def test_an_empty_file(write):
     with pytest.raises(DataError, match="is empty.$"):
         load(write("", "notes.csv"))
@@ -543,7 +568,7 @@ def test_not_utf8(tmp_path, name):
     [
         ("notes.csv", f"text,label\nok,1\n{MARKER}, fièvre,0\n", r"not a readable csv file \(line 3\)"),
         ("notes.csv", f"text,label\n{MARKER}, fièvre,0\nok, toux,1\n", r"not a readable csv file \(line 2\)"),
-        ("notes.csv", f'text,label\nok,1\n"{MARKER} tousse,1\nok,0\n', "that begins in line 3; double the marks"),
+        ("notes.csv", f'text,label\nok,1\n"{MARKER} tousse,1\nok,0\n', "line 3 .* ','.; double the marks"),
         # pandas would make one note of these two, of two patients
         ("notes.csv", f'text,label\n"{MARKER} tousse,0\n"Toux",1\nok,0\n', "quotation mark .* begins in line 2"),
         ("notes.tsv", f'text\tlabel\n"{MARKER}" dit-il\t0\nok\t1\n', "quotation mark .* begins in line 2"),
@@ -609,6 +634,8 @@ def test_log_holds_counts_and_no_text(write, caplog):
         ({"max_length": 4}, "--max_length 4: give at least 8"),
         ({"long_notes": "windows", "max_length": 64, "window_stride": 32}, "--window_stride 32: give less than half"),
         ({"id_column": "text"}, "--id_column text: that is the text; give another"),
+        ({"group_column": "text"}, "--group_column text: that is the text; give another"),
+        ({"subgroup_columns": ["ward", "note"], "text_column": "note"}, "--subgroup_columns note: that is the text"),
         ({"label_separator": ""}, "--label_separator: give at least one character"),
     ],
 )

@@ -166,17 +166,17 @@ def test_label_of_too_few_notes():
         draw(make_notes(labels), folds=5)
 
 
-@pytest.mark.parametrize(
-    ("patients", "folds", "message"),
-    [
-        (4, 1, "60 notes of 4 different groups or texts are too few to cut into 5 parts"),
-        (6, 3, "40 notes of 4 different groups or texts are too few to cut into 7 parts"),  # what one fold leaves
-    ],
-)
-def test_too_few_patients(patients, folds, message):
-    notes = make_notes([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1] * 5, groups=np.arange(60) % patients)
-    with pytest.raises(DataError, match=message):
-        draw(notes, folds=folds)
+def test_too_few_patients():
+    notes = make_notes([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1] * 5, groups=np.arange(60) % 4)
+    with pytest.raises(DataError, match="60 notes of 4 different groups or texts are too few to cut into 5 parts"):
+        draw(notes, folds=1)
+
+
+@pytest.mark.parametrize("fraction", [0.02, 0.15, 0.3, 0.45])
+def test_of_a_few_patients_one_at_least_is_for_validation(fraction):
+    notes = make_notes([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1] * 5, groups=np.arange(60) % 6)
+    for split in draw(notes, folds=3, validation_fraction=fraction):
+        assert len(split.validation) == {0.02: 10, 0.15: 10, 0.3: 20, 0.45: 20}[fraction]
 
 
 def test_repeats_are_other_folds_of_the_same_notes():
