@@ -4,21 +4,28 @@ Knows the Hub and nothing of notes or training. A name is an alias of `BACKBONES
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import resolve_revision
+from huggingface_hub import resolve_revision, try_to_load_from_cache
+from tokenizers.normalizers import BertNormalizer
 from transformers import (
-    AlbertTokenizer,
     AutoConfig,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+logger = logging.getLogger(__name__)
 
 # Position ids of these architectures begin after the padding id: so many positions fewer are usable.
-OFFSET_POSITIONS = {"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "longformer", "mpnet", "data2vec-text"}
+OFFSET_POSITIONS = {"roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "xmod", "ibert"}
+OFFSET_POSITIONS |= {"longformer", "mpnet", "data2vec-text"}
+# What tokenizers differ in: capitals, accents, an apostrophe, punctuation, spaces, symbols, other scripts.
+PROBE = "Fièvre  à 39 °C : l'état de M. ÉTÉ (FEVG<25%), œdème; 3½ j. Жар. 发热"
 
 
 class BackboneError(RuntimeError):
@@ -105,10 +112,7 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
     try:
         config = AutoConfig.from_pretrained(name, revision=backbone.revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=backbone.revision)
-        if isinstance(tokenizer, AlbertTokenizer) and config.model_type != "albert":
-            # AliBERT's tokenizer_config.json names a class that its tokenizer.json was not made with: transformers 5
-            # rebuilds it from that name, lowercasing and without accents. This class takes tokenizer.json as it is.
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(name, revision=backbone.revision)
+        tokenizer = as_saved(tokenizer, backbone)
     except (OSError, ValueError, KeyError) as error:  # what transformers raises for offline, unknown, incomplete
         if is_local(backbone):
             problem = f"not a folder with a model and its tokenizer ({type(error).__name__})"
@@ -134,6 +138,32 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
     # by which batches know how far they may be padded; not every tokenizer says it
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_input(config) or tokenizer.model_max_length)
     return config, tokenizer
+
+
+def as_saved(tokenizer: PreTrainedTokenizerBase, backbone: Backbone) -> PreTrainedTokenizerBase:
+    """The tokenizer as its tokenizer.json says, where the class named beside it makes another one of that.
+
+    transformers 5 builds a tokenizer anew from the name of its class, and of tokenizer.json takes little more than the
+    vocabulary: AliBERT's, which names AlbertTokenizer, then lowercases and drops accents, and so does one of one's own
+    that names BertTokenizer.
+    """
+    name, revision = backbone.hub_id, backbone.revision
+    if is_local(backbone):
+        is_there = (Path(name) / "tokenizer.json").is_file()
+    else:
+        is_there = isinstance(try_to_load_from_cache(name, "tokenizer.json", revision=revision), str)
+    if not is_there or not tokenizer.is_fast:
+        return tokenizer
+    # whose special tokens may be known to its class alone
+    saved = PreTrainedTokenizerFast.from_pretrained(name, revision=revision, **tokenizer.special_tokens_map)
+    normalizer = saved.backend_tokenizer.normalizer
+    if isinstance(normalizer, BertNormalizer) and "do_lower_case" in get_tokenizer_config(name, revision=revision):
+        return tokenizer  # the class is there to obey that
+    if saved(PROBE)["input_ids"] == tokenizer(PROBE)["input_ids"]:
+        return tokenizer
+    logger.info("%s: its tokenizer.json is no %s; taken as it is", name, type(tokenizer).__name__)
+    saved.model_input_names = tokenizer.model_input_names
+    return saved
 
 
 def longest_input(config: PreTrainedConfig) -> int | None:

@@ -60,7 +60,10 @@ class StepClock(TrainerCallback):
 class ProgressLine(TrainerCallback):
     """Remembers the last training loss for the line that a subclass logs."""
 
-    loss = float("nan")
+    loss = None  # nothing is logged yet
+
+    def loss_as_text(self, decimals: int) -> str:
+        return "-" if self.loss is None else f"{self.loss:.{decimals}f}"
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
@@ -80,10 +83,10 @@ class EpochLine(ProgressLine):
         seconds = (time.perf_counter() - self.started) / max(state.epoch - self.first_epoch, 1e-9)
         left = seconds * (state.max_steps - state.global_step) / max(state.global_step, 1) * state.epoch
         logger.info(
-            "  epoch %g/%g  loss %.4f  validation %s %.4f  %.1f s an epoch, at most %.1f min left",
+            "  epoch %g/%g  loss %s  validation %s %.4f  %.1f s an epoch, at most %.1f min left",
             round(state.epoch, 2),
             args.num_train_epochs,
-            self.loss,
+            self.loss_as_text(4),
             name,
             metrics[f"eval_{name}"],
             seconds,
@@ -149,6 +152,6 @@ class PretrainingLine(ProgressLine):
         if done > 0 and state.is_world_process_zero and not control.should_training_stop:
             left = (time.perf_counter() - self.started) / done * (state.max_steps - state.global_step)
             logger.info(
-                "  step %d/%d  loss %.3f  held-out loss %.3f  at most %.1f min left",
-                state.global_step, state.max_steps, self.loss, metrics["eval_loss"], left / 60,
+                "  step %d/%d  loss %s  held-out loss %.3f  at most %.1f min left",
+                state.global_step, state.max_steps, self.loss_as_text(3), metrics["eval_loss"], left / 60,
             )  # fmt: skip

@@ -299,14 +299,16 @@ def put_encoder_back(model: EncoderWithHeadForSequenceClassification, backbone: 
     """Complete a model that was trained on hidden states alone, in place."""
     whole = EncoderWithHeadForSequenceClassification.from_encoder(backbone.hub_id, revision=backbone.revision)
     model.encoder = whole.encoder
+    model.config.encoder_config = whole.config.encoder_config  # in float32, also where it is published in half of that
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Those that are trained, and those of the model in use, into which LoRA is merged."""
     # peft keeps the untrained originals of the parts that it trains as a whole; the model in use lacks them
-    parameters = [p for name, p in model.named_parameters() if ".original_module." not in name]
+    parameters = {name: p for name, p in model.named_parameters() if ".original_module." not in name}
     return {
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "total_parameters": sum(p.numel() for p in parameters),
+        "trainable_parameters": sum(p.numel() for p in parameters.values() if p.requires_grad),
+        "total_parameters": sum(p.numel() for name, p in parameters.items() if ".lora_" not in name),
     }
 
 

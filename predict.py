@@ -15,12 +15,14 @@ import traceback
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForSequenceClassification,
@@ -92,12 +94,20 @@ def predict_probabilities(
     model: str, revision: str | None, facts: dict, texts: list[str], batch_size: int
 ) -> np.ndarray:
     """Probabilities (notes, classes), in the order of `texts`."""
-    if facts["kind"] == "baseline":
-        classifier = TfidfClassifier.load(Path(model), facts["task"], facts["class_names"])
-        return classifier.predict_probabilities(texts)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    network = AutoModelForSequenceClassification.from_pretrained(model, revision=revision).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    try:
+        if facts["kind"] == "baseline":
+            classifier = TfidfClassifier.load(Path(model), facts["task"], facts["class_names"])
+        else:
+            network = AutoModelForSequenceClassification.from_pretrained(model, revision=revision).to(device)
+            tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    except (OSError, SafetensorError, BadZipFile) as error:
+        raise ModelError(
+            f"{model}: files of it are missing or damaged ({type(error).__name__}); copy the whole folder again, or "
+            "see to the network if it is on the Hub."
+        ) from error
+    if facts["kind"] == "baseline":
+        return classifier.predict_probabilities(texts)
     arguments = replace(
         DataArguments(), **{name: facts[name] for name in ("max_length", "long_notes", "window_stride")}
     )

@@ -26,6 +26,7 @@ import shutil
 import statistics
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -46,6 +47,7 @@ from transformers import (
     get_scheduler,
     set_seed,
 )
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as transformers_logging
 
 from backbones import (
@@ -108,6 +110,20 @@ RECIPES = {
     "continued": dict(learning_rate=5e-5, num_train_epochs=3, per_device_train_batch_size=8),
 }
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+RANGES = [  # of numbers, here and in train.py, and how to say so
+    (
+        "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps min_word_documents "
+        f"vocab_size {' '.join(SIZES)}",
+        lambda number: number >= 1,
+        "1 or more",
+    ),
+    ("learning_rate num_train_epochs", lambda number: number > 0, "more than 0"),
+    (
+        "max_steps",
+        lambda number: number == -1 or number >= 1,
+        "1 or more, or -1 for as many as --num_train_epochs take",
+    ),
+]
 # Of a small Transformer that is pretrained: wider than one that has only the labels to learn from, and with so many
 # tokens to predict that it learns more from a step than it misses of their neighbours (ours; what was measured is in
 # docs/few-labels-measurements.md).
@@ -212,6 +228,7 @@ class PretrainArguments:
     overwrite: bool = field(default=False, metadata={"help": "Replace a model that is in OUTPUT_DIR."})
 
     def __post_init__(self):
+        check_ranges(vars(self), RANGES)
         if (self.architecture is None) == (self.model is None):
             raise ArgumentError("Give either --architecture for a new encoder or --model to continue an existing one.")
         if self.muon is None:
@@ -297,12 +314,34 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
             f"--optim {training_args.optim}: Muon leaves embeddings and biases to {' or '.join(GOES_WITH)}; give "
             "one of these, or --muon False."
         )
-    refuse_several_gpus(training_args)
-    check_seeds(training_args)
-    check_schedule(training_args)
+    check_training(training_args)
     if training_args.push_to_hub:
         raise ArgumentError("--push_to_hub: an encoder trained on notes may remember them; pretrain.py pushes none.")
     return arguments, training_args
+
+
+def check_ranges(given: dict, ranges: list[tuple[str, Callable, str]]):
+    """Of a number that makes no sense some library would complain after the notes were read, or nobody."""
+    for names, is_right, allowed in ranges:
+        for name in names.split():
+            if given.get(name) is not None and not is_right(given[name]):
+                raise ArgumentError(f"--{name} {given[name]:g}: give {allowed}.")
+
+
+def check_training(training_args: TrainingArguments, seeds: list[int] | None = None):
+    """Before any text is read, what the libraries would find out later, or not at all."""
+    check_ranges(vars(training_args), RANGES)
+    check_seeds(training_args, seeds)
+    check_schedule(training_args)
+    refuse_several_gpus(training_args)
+    for name in ("bf16_full_eval", "fp16_full_eval"):
+        if getattr(training_args, name):
+            raise ArgumentError(f"--{name}: rounds the very weights that are kept; leave it out.")
+    installed = get_available_reporting_integrations()
+    if lacking := [name for name in training_args.report_to if name not in installed]:
+        raise ArgumentError(
+            f"--report_to {lacking[0]}: not installed; install it, or give {', '.join(['none', *installed])}."
+        )
 
 
 def refuse_several_gpus(training_args: TrainingArguments):
@@ -683,6 +722,11 @@ def train_masked_lm(
     )
     trainer.remove_callback(PrinterCallback)
     loss_before = trainer.evaluate()["eval_loss"]
+    if not math.isfinite(loss_before):
+        raise ArgumentError(
+            f"The held-out loss is {loss_before} before training: of so little text give a higher --mlm_probability "
+            "or --held_out_fraction."
+        )
     trainer.train(resume_from_checkpoint=checkpoint)
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history)
     loss = trainer.evaluate()["eval_loss"]

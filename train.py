@@ -43,7 +43,7 @@ from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from muon import GOES_WITH
-from pretrain import DECISIVE, ArgumentError, ArgumentParser, check_schedule, check_seeds, refuse_several_gpus
+from pretrain import DECISIVE, ArgumentError, ArgumentParser, check_ranges, check_training
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
@@ -98,18 +98,14 @@ UNSAID = {field.name: field.default for field in fields(TrainingArguments)}  # o
 NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only country_iso_code".split()
 OF_TOKENS = ("max_length", "long_notes", "window_stride")
 OF_PRETRAINING = ("unlabeled", "pretrain_on", "pretraining_tokens", "transductive")  # of models pretrained in-house
-RANGES = [  # of arguments, and how to say so
+RANGES = [  # of arguments of the model, beside those of pretrain.py
+    ("lora_r", lambda number: number >= 1, "1 or more"),
     (
-        "lora_r per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps",
-        lambda number: number >= 1,
-        "1 or more",
-    ),
-    (
-        "head_size early_stopping_patience min_steps dataloader_num_workers muon_learning_rate",
+        "head_size early_stopping_patience min_steps muon_learning_rate dataloader_num_workers",
         lambda number: number >= 0,
         "0 or more",
     ),
-    ("learning_rate num_train_epochs pretraining_tokens memory_gb", lambda number: number > 0, "more than 0"),
+    ("pretraining_tokens memory_gb", lambda number: number > 0, "more than 0"),
     ("dropout word_dropout", lambda share: 0 <= share < 1, "0, or more but less than 1"),
 ]
 
@@ -147,11 +143,9 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     if model_args.seeds is None:
         model_args.seeds = [training_args.seed]
     check_numbers(model_args, training_args)
-    check_seeds(training_args, model_args.seeds)
-    check_schedule(training_args)
+    check_training(training_args, model_args.seeds)
     if len(set(model_args.seeds)) < len(model_args.seeds):
         raise ArgumentError(f"--seeds {' '.join(map(str, model_args.seeds))}: give each seed once.")
-    refuse_several_gpus(training_args)
     if training_args.push_to_hub and chosen.kind == "baseline":
         raise ArgumentError(
             f"--push_to_hub: the vocabulary of {model_args.model} spells out words of the notes; it is not pushed."
@@ -184,12 +178,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
 
 
 def check_numbers(model_args: ModelArguments, training_args: TrainingArguments):
-    """Of a number that makes no sense some library would complain after the notes were read, or nobody."""
-    given = vars(training_args) | vars(model_args)
-    for names, is_right, allowed in RANGES:
-        for name in names.split():
-            if given[name] is not None and not is_right(given[name]):
-                raise ArgumentError(f"--{name} {given[name]:g}: give {allowed}.")
+    """What would end in a traceback, or mean nothing, for this kind of model."""
+    check_ranges(vars(training_args) | vars(model_args), RANGES)
     if training_args.resume_from_checkpoint is not None:
         raise ArgumentError("--resume_from_checkpoint: a run goes on by itself where it stopped; leave it out.")
     if training_args.neftune_noise_alpha is not None and model_args.kind == "frozen":
@@ -480,7 +470,6 @@ def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on:
             hub.write_model_card(partial, fold_results, trained_on, repo, more_hours)
         shutil.rmtree(output / "model", ignore_errors=True)  # of a run that was cut off just before its result
         partial.rename(output / "model")
-        shutil.rmtree(output / "model-checkpoints", ignore_errors=True)
         logger.info("model for use: %s", output / "model")
     if trained.model["kind"] != "baseline":  # which runs in one process only
         training_args.distributed_state.wait_for_everyone()
@@ -540,6 +529,8 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
             if finished is not None:
                 check_same_settings(folder, finished, settings, run.fingerprint)
                 logger.info("%s: finished earlier, kept", what)
+                if is_main:  # of a run that was killed between its result and this
+                    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 fold_results.append(finished)
                 continue
             sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.parts())
@@ -574,6 +565,7 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
     if model_args.keep_model and not was_kept:
         keep_model(run, splits, fold_results)
     if is_main:
+        shutil.rmtree(output / "model-checkpoints", ignore_errors=True)
         (output / FAILURE_FILE).unlink(missing_ok=True)
     if training_args.push_to_hub and is_main:
         repo = training_args.hub_model_id or output.name

@@ -29,6 +29,7 @@ from backbones import (
     resolve_commit,
 )
 from batches import WindowCollator
+from tokenization import train_tokenizer
 
 ACCENTED = "Échographie À l’étage : œdème, FEVG à 25 %"
 
@@ -159,15 +160,51 @@ def test_slow_tokenizer(copy):
         load(folder)
 
 
-def test_alibert_tokenizer_is_taken_as_it_is(copy, encoder_folder):
-    """Its tokenizer_config.json names AlbertTokenizer, which would lowercase and strip accents."""
-    folder = copy(tokenizer_config={"tokenizer_class": "AlbertTokenizer"})
+@pytest.mark.parametrize("name", ["AlbertTokenizer", "DebertaV2Tokenizer", "XLMRobertaTokenizer"])
+def test_a_tokenizer_is_taken_as_it_is_saved(copy, encoder_folder, name):
+    """The tokenizer_config.json of AliBERT names AlbertTokenizer, which would lowercase and strip accents."""
+    folder = copy(tokenizer_config={"tokenizer_class": name})
     _, tokenizer = load_config_and_tokenizer(find_backbone(str(folder)))
     original = AutoTokenizer.from_pretrained(encoder_folder)
+    assert tokenizer.mask_token_id == original.mask_token_id and tokenizer.cls_token_id == original.cls_token_id
     ids = tokenizer(ACCENTED)["input_ids"]
     assert ids == original(ACCENTED)["input_ids"]
     kept = set(tokenizer.decode(ids, skip_special_tokens=True))
     assert set("FEVGàœèé") <= kept
+
+
+def bert(tmp_path, normalizer: dict | None, **said):
+    """A folder whose tokenizer.json has this normalizer, if any, and its configuration names BertTokenizer."""
+    train_tokenizer([ACCENTED, "Le patient tousse."], "wordpiece", 120, 62, min_documents=1).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    content["normalizer"] = normalizer or content["normalizer"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config |= {"tokenizer_class": "BertTokenizer", **said}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    BertConfig(vocab_size=len(content["model"]["vocab"])).save_pretrained(tmp_path)
+    _, tokenizer = load(tmp_path)
+    return tokenizer
+
+
+CASED = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+CASED |= {"lowercase": False}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "said", "keeps_capitals"),
+    [
+        (None, {}, True),
+        (None, {"do_lower_case": True}, True),  # which no normalizer of the file obeyed
+        (CASED, {}, True),
+        (CASED, {"do_lower_case": False}, True),
+        (CASED, {"do_lower_case": True}, False),
+    ],
+)
+def test_a_bert_of_ones_own_is_read_with_capitals_and_accents(tmp_path, normalizer, said, keeps_capitals):
+    tokenizer = bert(tmp_path, normalizer, **said)
+    text = tokenizer.decode(tokenizer(ACCENTED)["input_ids"], skip_special_tokens=True)
+    assert set(text) & set("FÉÀ") == (set("FÉÀ") if keeps_capitals else set())
 
 
 @pytest.mark.parametrize(

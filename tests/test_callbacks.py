@@ -48,11 +48,13 @@ def test_pretraining_tells_step_losses_and_time_left(caplog):
     line.started -= 60  # 60 seconds for the first 25 steps leave three minutes
     state.global_step = 25
     with caplog.at_level(logging.INFO):
+        line.on_evaluate(None, state, TrainerControl(), {"eval_loss": 5.0})  # no loss is logged yet
         line.on_log(None, state, TrainerControl(), {"loss": 4.5})
         line.on_evaluate(None, state, TrainerControl(), {"eval_loss": 4.25})
         line.on_evaluate(None, state, SimpleNamespace(should_training_stop=True), {"eval_loss": 4.25})
     assert [record.message.strip() for record in caplog.records] == [
-        "step 25/100  loss 4.500  held-out loss 4.250  at most 3.0 min left"
+        "step 25/100  loss -  held-out loss 5.000  at most 3.0 min left",
+        "step 25/100  loss 4.500  held-out loss 4.250  at most 3.0 min left",
     ]
 
 

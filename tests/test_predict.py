@@ -55,6 +55,19 @@ def test_another_threshold(notes_file, tmp_path, capsys):
     assert (np.where(positive, "failure", "other") == notes["predicted"]).all()
 
 
+@pytest.mark.parametrize(("model", "missing"), [("tfidf", "model.skops"), ("transformer", "model.safetensors")])
+def test_a_model_folder_that_lacks_a_file(notes_file, tmp_path, capsys, model, missing):
+    options = ["--folds", "1", "--use_cpu", "--max_steps", "1"]
+    command = ["--model", model, "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), *options]
+    assert train.main(command) == 0
+    (tmp_path / "run" / "model" / missing).unlink()
+    capsys.readouterr()
+    asked = ["--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
+    assert predict.main([str(tmp_path / "run" / "model"), *asked]) == 1
+    error = capsys.readouterr().err
+    assert "model: files of it are missing or damaged" in error and error.count("\n") == 1
+
+
 def test_a_threshold_is_for_two_classes():
     with pytest.raises(predict.ModelError, match="for two classes, and this model is multi-class; leave it"):
         predict.check_threshold(0.3, "multi-class")

@@ -458,6 +458,14 @@ def test_copies_count_once(tmp_path):
         ("--model drbert --unlabeled a.txt --vocab_size 9", "--vocab_size: an existing encoder keeps"),
         ("--model ./no-such-folder --unlabeled {text}", "no-such-folder"),
         ("--architecture bert --unlabeled {text} --vocab_size 20", "--vocab_size 20: single characters"),
+        ("--architecture bert --unlabeled a.txt --num_attention_heads 0", "--num_attention_heads 0: give 1 or more"),
+        ("--architecture bert --unlabeled a.txt --hidden_size -32", "--hidden_size -32: give 1 or more"),
+        ("--architecture bert --unlabeled a.txt --max_steps 0", "--max_steps 0: give 1 or more, or -1"),
+        ("--architecture bert --unlabeled a.txt --learning_rate 0", "--learning_rate 0: give more than 0"),
+        (
+            "--architecture bert --unlabeled {text} --mlm_probability 1e-9 --hidden_size 8 --vocab_size 200",
+            "is nan before training: of so little text give a higher --mlm_probability",
+        ),
     ],
 )
 def test_mistakes_get_one_line(options, message, text_file, tmp_path, capsys):
