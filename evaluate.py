@@ -34,6 +34,7 @@ if __name__ == "evaluate":
 else:
     import argparse
     import json
+    import math
     import re
     import shlex
 
@@ -305,7 +306,8 @@ def load_json(path: Path, status: str, schema: dict) -> dict:
 
 
 def check_fields(content: object, schema: dict, place: str = "") -> None:
-    """Raises ValueError for a field that lacks or is of another type; puts "-" for a TEXT that is null."""
+    """Raises ValueError for a field that lacks or is of another type, or a number that is none; puts "-" for a TEXT
+    that is null."""
     for field, expected in schema.items():
         if not isinstance(content, dict) or field not in content:
             raise ValueError(f"lacks {place}{field}")
@@ -313,6 +315,8 @@ def check_fields(content: object, schema: dict, place: str = "") -> None:
             check_fields(content[field], expected, f"{place}{field}.")
         elif not isinstance(content[field], expected):
             raise ValueError(f"{place}{field} is of the wrong type, {type(content[field]).__name__}")
+        elif isinstance(content[field], float) and not math.isfinite(content[field]):
+            raise ValueError(f"{place}{field} is {content[field]}")
         elif expected == TEXT and content[field] is None:
             content[field] = "-"
 
@@ -463,7 +467,8 @@ def score_subgroups(predictions: pd.DataFrame, answers: comparison.Answers, metr
     classes has, which F1 hangs on; of a task with more classes all notes.
     """
     tables = []
-    for column in [name for name in predictions if name.startswith("subgroup:")]:
+    # of a column that some folds lack nothing can be said
+    for column in [name for name in predictions.dropna(axis=1) if name.startswith("subgroup:")]:
         place, values = pd.factorize(predictions[column], sort=True)
         counts = answers.count(place)
         accuracy, f1 = (answers.score(counts, name).mean(axis=0) for name in ("accuracy", metric))

@@ -7,7 +7,9 @@ import itertools
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -193,10 +195,13 @@ def is_doubtful(cell: pd.Series) -> bool:
 
 
 def assign_colours(cells: pd.DataFrame) -> dict[str, str]:
-    more = itertools.cycle(MORE_COLOURS)
+    models = [cell for _, cell in cells.drop_duplicates(["model", "stand_in_for", "transductive"]).iterrows()]
+    others = sum(real_model(cell) not in MODELS for cell in models)
+    more = iter(MORE_COLOURS)
+    if others > len(MORE_COLOURS):  # harder to tell apart, but no two alike
+        more = (to_hex(colormaps["turbo"](place)) for place in np.linspace(0.05, 0.95, others))
     return {
-        shown_model(cell): MODELS[real_model(cell)] if real_model(cell) in MODELS else next(more)
-        for _, cell in cells.drop_duplicates(["model", "stand_in_for", "transductive"]).iterrows()
+        shown_model(cell): MODELS[real_model(cell)] if real_model(cell) in MODELS else next(more) for cell in models
     }
 
 

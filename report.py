@@ -672,7 +672,8 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
         brought = "more notes brought it nothing."
         if gain > 0:
             brought = f"each doubling brought it {gain:+.3f}: expect no more than that from twice as many again."
-        sentences.append(f"From {fewer:,.0f} to {most:,.0f} training notes {brought}")
+        if not np.isnan(gain):
+            sentences.append(f"From {fewer:,.0f} to {most:,.0f} training notes {brought}")
     if verdict.too_few_notes:
         sentences.append(f"The notes are too few to be sure: it may be worse than the best by {-chosen.gap_low:.3f}.")
     if verdict.notes_needed:

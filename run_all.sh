@@ -196,6 +196,9 @@ if ${dry_run}; then
     --dataset "${dataset}" --folds "${folds}" "${extra[@]}"
   exit
 fi
+for folder in "${output}" "${report}"; do  # known before the work is done
+  mkdir -p "${folder}" 2> /dev/null && [[ -w ${folder} ]] || die "${folder}: cannot be made or written; choose another"
+done
 mkdir -p "${output}/logs"
 printf '%s\n' "${plan[@]}" > "${output}/plan.tsv"
 

@@ -481,6 +481,7 @@ def test_damaged_file_is_named_and_left_out(runs, evaluate, content, problem):
         ({"data__task": "regression"}, "data.task is none of binary, multi-class, multi-label"),
         ({"metrics__f1_macro": "0.8"}, "metrics.f1_macro is of the wrong type, str"),
         ({"metrics__auroc": []}, "metrics.auroc is of the wrong type, list"),
+        ({"model__temperature": float("nan")}, "model.temperature is nan"),
         ({"cost__training_hours": None}, "cost.training_hours is of the wrong type, NoneType"),
         ({"data__splits__test": {}}, "lacks data.splits.test.notes"),
         ({"metrics": {"collapsed": False}}, "lacks metrics.accuracy"),

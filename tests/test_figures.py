@@ -44,6 +44,15 @@ def test_transductive_in_one_table_and_not_in_the_other(runs):
     assert {figures.shown_model(cell) for _, cell in cells.iterrows()} == set(colours) and len(colours) == 2
 
 
+@pytest.mark.parametrize("others", [3, 12])
+def test_no_two_models_have_one_colour(runs, others):
+    for number in range(others):
+        write_run(runs, f"someone/encoder-{number}", "grn", "frozen")
+    write_run(runs, "drbert", "grn", "frozen")
+    colours = figures.assign_colours(aggregated(runs))
+    assert len(colours) == len(set(colours.values())) == others + 1 and colours["drbert"] == figures.MODELS["drbert"]
+
+
 def test_points_of_the_figure(runs):
     write_run(runs, "tfidf", scores=(0.7, 0.8), cost__training_hours=0.0)
     write_run(runs, "drbert", "grn", "frozen", scores=(0.8, 0.9), cost__training_hours=0.5, cost__feature_hours=0.25)

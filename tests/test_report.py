@@ -106,6 +106,15 @@ def test_subgroups_of_few_positive_notes_are_marked(runs, make_report):
     assert north["Test notes"] == "120 (few: unreliable)"
 
 
+def test_subgroups_that_a_fold_lacks_are_left_out_and_the_model_is_not(runs, make_report):
+    for model in ("tfidf", "drbert"):
+        write_run(runs, model)
+        for path in [*(runs / model).rglob("predictions.parquet")][:1]:
+            pd.read_parquet(path).assign(**{"subgroup:ward": "north"}).to_parquet(path)
+    text = (make_report() / "results.md").read_text()
+    assert "Deploy" in text and "| Subgroup" not in text
+
+
 def test_one_model_is_looked_at_as_closely(runs, make_report):
     write_run(runs, "tfidf", scores=(0.7, 0.8))
     folder = make_report()

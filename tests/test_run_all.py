@@ -52,6 +52,17 @@ def test_plan_of_the_paper(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("option", ["--output", "--report"])
+def test_a_folder_that_cannot_be_made_is_known_beforehand(tmp_path, option):
+    (tmp_path / "file").write_text("in the way")
+    folders = {"--output": tmp_path / "runs", "--report": tmp_path / "report"} | {option: tmp_path / "file" / "folder"}
+    done = run_all("--dataset", "synthetic:60", "--models", "tfidf", *sum(folders.items(), ()))
+    assert (
+        done.returncode == 2
+        and done.stderr == f"error: {tmp_path}/file/folder: cannot be made or written; choose another\n"
+    )
+
+
 def test_blanks_after_the_commas():
     lists = ("--models", "tfidf, drbert", "--heads", "grn, linear", "--tuning", "frozen, lora")
     plan = run_all("--demo", "--dry-run", *lists, "--train-sizes", "100, full").stdout.splitlines()
