@@ -510,6 +510,9 @@ def _encode_labels(
 ) -> tuple[str, list[str], np.ndarray]:
     """Task, class names in order, and labels as indices or as 0/1 rows."""
     lists = np.array([_is_list(value) for value in column])
+    objects = np.flatnonzero([isinstance(value, dict | bytes) for value in column])
+    if len(objects):
+        raise DataError(f"Column {arguments.label_column} holds objects or bytes in {name_rows(objects)}: give names.")
     multi_label = arguments.label_separator is not None or lists.any()
     if multi_label and arguments.positive_label is not None:
         raise DataError(f"--positive_label {arguments.positive_label}: a note may have several labels here.")
@@ -681,6 +684,9 @@ def load_notes(arguments: DataArguments) -> Notes:
     given_splits = _given_splits(frame, arguments)
     subgroups = {name: _subgroup(frame, name) for name in arguments.subgroup_columns}
     notes = Notes(arguments.dataset, task, class_names, ids, texts, labels, groups, given_splits, subgroups)
+    spellings = Counter(name.casefold() for name in class_names)
+    if alike := [name for name in class_names if spellings[name.casefold()] > 1]:
+        logger.warning("Classes that differ in capitals alone: %s; are they one?", ", ".join(alike))
     logger.info(
         "%s: %d notes%s, %s, %s",
         notes.name,

@@ -363,6 +363,22 @@ def test_lists_with_a_separator(write):
         load(write({"text": TEXTS[:2], "label": [["a", "b"], ["a"]]}), label_separator="|")
 
 
+@pytest.mark.parametrize("name", ["notes.jsonl", "notes.parquet"])
+def test_objects_and_bytes_are_no_names(write, name):
+    label = {"fièvre": 1} if name == "notes.jsonl" else b"oui"
+    with pytest.raises(DataError, match=r"Column label holds objects or bytes in 1 row \(2\)") as caught:
+        load(write({"text": TEXTS, "label": [None, label, None]}, name))
+    assert "fièvre" not in str(caught.value)
+
+
+def test_classes_that_differ_in_capitals_are_told(write, caplog):
+    assert load(write(TABLE.assign(label=["oui", "Oui", "non"]))).class_names == ["Oui", "non", "oui"]
+    assert "Classes that differ in capitals alone: Oui, oui; are they one?" in caplog.text
+    caplog.clear()
+    load(write(TABLE))
+    assert "capitals" not in caplog.text
+
+
 def test_one_class_only(write):
     with pytest.raises(DataError, match="All 3 notes carry the same label: a classifier needs at least 2 classes"):
         load(write({"text": TEXTS, "label": [1, 1, 1]}))
