@@ -10,6 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import resolve_revision, try_to_load_from_cache
 from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -25,7 +26,21 @@ logger = logging.getLogger(__name__)
 OFFSET_POSITIONS = {"roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "xmod", "ibert"}
 OFFSET_POSITIONS |= {"longformer", "mpnet", "data2vec-text"}
 # What tokenizers differ in: capitals, accents, an apostrophe, punctuation, spaces, symbols, other scripts.
-PROBE = "Fièvre  à 39 °C : l'état de M. ÉTÉ (FEVG<25%), œdème; 3½ j. Жар. 发热"
+PROBE = "Fièvre  à 39 °C : l'état de M. ÉTÉ (FEVG<25%), œdème; 3½ j.\nTA 12/8\tE\u0301tat « bon », dit-elle. Жар. 发热"
+KEPT_MODELS = ("EncoderWithHeadForSequence", "ScratchForSequence")  # how the classes of our own classifiers begin
+# Of tokenizer_config.json what changes a part of tokenizer.json, as in transformers 4.
+SETTINGS = [
+    (
+        "normalizer",
+        BertNormalizer,
+        {
+            "do_lower_case": "lowercase",
+            "strip_accents": "strip_accents",
+            "tokenize_chinese_chars": "handle_chinese_chars",
+        },
+    ),
+    ("pre_tokenizer", ByteLevel, {"add_prefix_space": "add_prefix_space"}),
+]
 
 
 class BackboneError(RuntimeError):
@@ -118,13 +133,17 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
             problem = f"not a folder with a model and its tokenizer ({type(error).__name__})"
             raise BackboneError(f"{name}: {problem}.") from error
         raise _unreachable(backbone) from error
+    if any(name.startswith(KEPT_MODELS) for name in config.architectures or []):
+        raise BackboneError(
+            f"{name}: a model that train.py kept, which has learned its notes with their labels, held-out ones too; "
+            "give an encoder, as the one that it was made from."
+        )
     tokenizer.padding_side = "right"  # what pooling by the first token and the cached hidden states rely on
     if not tokenizer.is_fast:
         raise BackboneError(
             f"{name}: a fast tokenizer is needed, to cut long notes; found {type(tokenizer).__name__}."
         )
-    if set(tokenizer("Le patient tousse.", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
-        # Where the files of a tokenizer are missing, transformers 5 makes an empty one without a word of warning.
+    if not knows_words(tokenizer):
         raise BackboneError(f"{name}: its tokenizer knows no word; is its tokenizer.json or vocabulary missing?")
     if tokenizer.pad_token_id is None:
         raise BackboneError(f"{name}: its tokenizer has no padding token, which batches of notes need.")
@@ -154,16 +173,25 @@ def as_saved(tokenizer: PreTrainedTokenizerBase, backbone: Backbone) -> PreTrain
         is_there = isinstance(try_to_load_from_cache(name, "tokenizer.json", revision=revision), str)
     if not is_there or not tokenizer.is_fast:
         return tokenizer
-    # whose special tokens may be known to its class alone
-    saved = PreTrainedTokenizerFast.from_pretrained(name, revision=revision, **tokenizer.special_tokens_map)
-    normalizer = saved.backend_tokenizer.normalizer
-    if isinstance(normalizer, BertNormalizer) and "do_lower_case" in get_tokenizer_config(name, revision=revision):
-        return tokenizer  # the class is there to obey that
+    # what its class alone may know
+    known = tokenizer.special_tokens_map | {"model_input_names": tokenizer.model_input_names}
+    saved = PreTrainedTokenizerFast.from_pretrained(name, revision=revision, **known)
+    backend, said = saved.backend_tokenizer, get_tokenizer_config(name, revision=revision)
+    for part, kind, settings in SETTINGS:  # what is said beside tokenizer.json goes first
+        for setting, attribute in settings.items():
+            if setting in said and isinstance(getattr(backend, part), kind):
+                setattr(getattr(backend, part), attribute, said[setting])
+    if not saved("")["input_ids"]:  # as tokenizers that were trained and never had a class are saved
+        backend.post_processor = tokenizer.backend_tokenizer.post_processor
     if saved(PROBE)["input_ids"] == tokenizer(PROBE)["input_ids"]:
         return tokenizer
     logger.info("%s: its tokenizer.json is no %s; taken as it is", name, type(tokenizer).__name__)
-    saved.model_input_names = tokenizer.model_input_names
     return saved
+
+
+def knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it has a vocabulary: where its files are missing, transformers 5 makes an empty one without a word."""
+    return not set(tokenizer("Le patient tousse.", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}
 
 
 def longest_input(config: PreTrainedConfig) -> int | None:

@@ -33,13 +33,15 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, task: str) ->
     def loss(logarithm: float) -> float:
         return log_loss(apply_temperature(probabilities, np.exp(logarithm), task), labels, task)
 
-    if len(np.unique(labels)) == 1:
+    answers = probabilities > 0.5 if task == "multi-label" else probabilities.argmax(axis=1)
+    if len(np.unique(labels)) == 1 or (answers == labels).all():
         return 1.0
-    best = float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
+    if loss(0.0) - found.fun < 1e-9:  # as where all probabilities are alike, whatever the temperature
+        return 1.0
     lowest, highest = TEMPERATURES
-    if best > highest / 1.01:
-        return highest
-    return best if best > 1.01 * lowest else 1.0
+    best = float(np.exp(found.x))
+    return best if lowest * 1.01 < best < highest / 1.01 else highest if best > 1 else lowest
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float, task: str) -> np.ndarray:

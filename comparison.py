@@ -183,14 +183,19 @@ def permutation_test(first: Answers, second: Answers, metric: str) -> float:
     p-value is 1 / (PERMUTATIONS + 1). The answers of all seeds to a group change together; where the two have not as
     many seeds, each seed of the one is paired with others, all equally often.
     """
+    observed = abs(first.estimate(metric) - second.estimate(metric))
     pairs = math.lcm(len(first.predicted), len(second.predicted))
-    ours, theirs = (np.resize(each.by_group, (pairs, *each.by_group.shape[1:])) for each in (first, second))
-    observed = abs((first.score(ours.sum(axis=1), metric) - first.score(theirs.sum(axis=1), metric)).mean())
-    theirs_alone = theirs.sum(axis=1, keepdims=True)  # (pairs, 1, C)
-    both = ours.sum(axis=1, keepdims=True) + theirs_alone
+
+    def paired(counts: np.ndarray) -> np.ndarray:
+        return np.resize(counts, (pairs, *counts.shape[1:]))
+
+    ours, theirs = (paired(each.by_group.sum(axis=1, keepdims=True)) for each in (first, second))  # (pairs, 1, C)
+    both = ours + theirs
     as_extreme = 0
-    for block in np.array_split(swaps(ours.shape[1]), PERMUTATIONS // BLOCK):
-        of_one = theirs_alone + block.astype(np.float64) @ (ours - theirs)  # (pairs, BLOCK, C)
+    for block in np.array_split(swaps(first.by_group.shape[1]), PERMUTATIONS // BLOCK):
+        # (pairs, BLOCK, C)
+        of_ours, of_theirs = (paired(block.astype(np.float64) @ each.by_group) for each in (first, second))
+        of_one = theirs + of_ours - of_theirs
         gap = first.score(of_one, metric).mean(axis=0) - first.score(both - of_one, metric).mean(axis=0)
         as_extreme += int((np.abs(gap) >= observed - ROUNDING).sum())
     return (as_extreme + 1) / (PERMUTATIONS + 1)

@@ -4,10 +4,11 @@ Text needs no label to help a model: one that was pretrained on the text of a te
 text reaches a model or its tokenizer, whatever belongs to a validation or test note is taken out of it:
 
 - by name: a document whose id, or whose group, is that of a held-out note or of a held-out patient or document;
-- by content: a document that holds a held-out note or half of it, word for word, or half of which is of such a note,
-  as where one was stored in pieces. Notes are compared by runs of SHINGLE_WORDS words (shingles, Broder 1997),
-  whatever their case, punctuation and spacing, so that a passage is found within a long document. A note of fewer
-  words is too common to be looked for within others: it is compared as a whole.
+- by content: a document that holds a held-out note or half of its words, or half of whose words are of such a note,
+  as where one was stored in pieces. What counts are words in runs of SHINGLE_WORDS and more that both have (shingles,
+  Broder 1997), whatever their case, punctuation and spacing: so a passage is found within a long document, and a note
+  whose names were taken out. A note of fewer words is too common to be looked for within others: it is compared as a
+  whole.
 
 Knows no model. Text leaves this file as text, for pretrain.py; messages carry file names, ids and counts.
 """
@@ -29,7 +30,9 @@ from tokenization import WORD
 logger = logging.getLogger(__name__)
 
 SHINGLE_WORDS = 8
-LEAKING_SHARE = 0.5  # of a note's words: a run of so many makes a document a copy of it (ours)
+LEAKING_SHARE = 0.5  # of a note's words: so many in common make a document a copy of it (ours)
+# What one copy of a text may have and another not: soft hyphens, zero-width and direction marks, Arabic lengthening.
+INVISIBLE = "\u00ad\u061c\u0640\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
 
 
 @dataclass
@@ -96,16 +99,19 @@ def read_corpus(
     """
     columns = dict(text_column=text_column, group_column=group_column, id_column=id_column)
     corpus = Corpus([], [])
+    # The owner of a document that is a file: its folder where there are more folders than names of files, as in
+    # patient7/letter.txt, else the file, as in 2024/p7.txt (ours).
+    documents = [file for source in sources for file in _find_files(Path(source).expanduser())[0]]
+    by_folder = len({file.resolve().parent for file in documents}) > len({file.stem for file in documents})
     for source in sources:
         path = Path(source).expanduser()
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            tables = [file for file in files if file.suffix.lower() in READERS]
-            files = [file for file in files if file.suffix.lower() == ".txt"]
+            files, tables = _find_files(path)
             if tables and files:
                 logger.info("%s: tables read; beside them %d .txt files are not", source, len(files))
                 files = []
-            found = Corpus([_read_text(file) for file in files], *_name_files(files, path, group_column is not None))
+            names, owners = _name_files(files, path, group_column is not None, by_folder)
+            found = Corpus([_read_text(file) for file in files], names, owners)
             for table in tables:
                 found = found + _read_table(str(table), columns)
         elif path.suffix.lower() == ".txt":
@@ -125,18 +131,28 @@ def read_corpus(
     return corpus
 
 
-def _name_files(files: list[Path], folder: Path, has_groups: bool) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Names and owners of documents that are a file each: the file's name and, of groups, the folders' around it.
+def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Text files and tables in it, in order; none where it is no folder."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    tables = [file for file in files if file.suffix.lower() in READERS]
+    return [file for file in files if file.suffix.lower() == ".txt"], tables
 
-    The owner is the folder where there are more folders than names of files, as in patient7/letter.txt, else the file,
-    as in 2024/p7.txt (ours).
-    """
-    around, stems = [file.parent.relative_to(folder) for file in files], [file.stem for file in files]
+
+def _name_files(
+    files: list[Path], folder: Path, has_groups: bool, by_folder: bool
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Names and owners of documents that are a file each: the file's name and, of groups, those of the folders around
+    it, from `folder` on, which may be a patient's itself."""
+    around = [file.parent.resolve().relative_to(folder.resolve().parent) for file in files]
     names = [
-        (*(f"{part}/" for part in folders.parts if has_groups), stem)
-        for folders, stem in zip(around, stems, strict=True)
+        (*(f"{part}/" for part in folders.parts if has_groups), file.stem)
+        for folders, file in zip(around, files, strict=True)
     ]
-    return names, [*map(str, around)] if len(set(around)) > len(set(stems)) else stems
+    owners = [
+        "/".join(folders.parts[1:] or folders.parts) if by_folder else file.stem
+        for folders, file in zip(around, files, strict=True)
+    ]
+    return names, owners
 
 
 def _read_text(path: Path) -> str:
@@ -182,15 +198,16 @@ class Removed:
         return f"{self.by_name} by id or group, {self.by_content} by content, {self.copies} copies"
 
 
-def remove_held_out(corpus: Corpus, held_out: Corpus, training: int = 0) -> tuple[Corpus, Removed]:
-    """The documents that have nothing of the held-out notes, each once.
+def remove_held_out(corpus: Corpus, held_out: Corpus, training: int = 0) -> tuple[Corpus, Removed, int]:
+    """What has nothing of the held-out notes, each document once; what was removed; how many training notes stay.
 
     The first `training` of them are training notes: the splits already keep their ids and patients apart, and the id
     of one may well be the patient number of another.
     """
-    names = {name for of_note in held_out.names for name in of_note}
-    names |= {f"{owner}/" for owner in held_out.owners}  # a folder may be a patient's; the ids of notes may be years
-    named = np.array([not names.isdisjoint(of_document) for of_document in corpus.names], dtype=bool)
+    names = {_alike(name) for of_note in held_out.names for name in of_note}
+    # a folder may be a patient's; the ids of notes may be years
+    names |= {f"{_alike(owner)}/" for owner in held_out.owners if owner is not None}
+    named = np.array([not names.isdisjoint(map(_alike, of_document)) for of_document in corpus.names], dtype=bool)
     named[:training] = False
     leaking = find_leaking(corpus.texts, held_out.texts) & ~named
     seen, kept = set(), []
@@ -207,53 +224,74 @@ def remove_held_out(corpus: Corpus, held_out: Corpus, training: int = 0) -> tupl
             "as a letter? (of a folder, each .txt file is one)",
             gone, further,
         )  # fmt: skip
-    return corpus.select(kept), Removed(int(named.sum()), int(leaking.sum()), copies)
+    left = sum(row < training for row in kept)
+    return corpus.select(kept), Removed(int(named.sum()), int(leaking.sum()), copies), left
+
+
+def _alike(name: str) -> str:
+    """The name as another table or file system may have it: 7.0 is 7, and an accent may be a character of its own."""
+    return unicodedata.normalize("NFC", re.sub(r"^(-?\d+)\.0$", r"\1", name))
 
 
 def find_leaking(texts: Sequence[str], held_out: Sequence[str]) -> np.ndarray:
     """For each text whether it holds LEAKING_SHARE of a held-out one or is made of one to that share; (texts,)."""
     hashes: dict[str, np.uint64] = {}
-    owner, shingles, whole, needed = [], [], set(), np.zeros(len(held_out))
-    for number, note in enumerate(held_out):
+    of_notes, whole = [], set()
+    for note in held_out:
         words = split_words(note)
         if len(words) < SHINGLE_WORDS:
             whole.add(" ".join(words))
         else:
-            of_note = np.unique(_hash_shingles(words, hashes))
-            shingles.append(of_note)
-            needed[number] = _shingles_of_share(words, of_note)
-            owner.append(np.full(len(of_note), number))
+            of_notes.append(_hash_shingles(words, hashes))
     leaking = np.zeros(len(texts), dtype=bool)
-    if shingles:
-        shingles, owner = np.concatenate(shingles), np.concatenate(owner)
+    if of_notes:
+        # every different shingle with the number of its note and how many words it can account for there, at most
+        shingles, most = map(np.concatenate, zip(*map(_count_shingles, of_notes), strict=True))
+        owner = np.repeat(np.arange(len(of_notes)), [len(set(each.tolist())) for each in of_notes])
         order = np.argsort(shingles, kind="stable")
-        shingles, owner = shingles[order], owner[order]
+        shingles, owner, most = shingles[order], owner[order], most[order]
+        needed = LEAKING_SHARE * np.array([len(each) + SHINGLE_WORDS - 1 for each in of_notes])
     for row, text in enumerate(texts):
         words = split_words(text)
         if len(words) < SHINGLE_WORDS:
             leaking[row] = " ".join(words) in whole
-        elif len(shingles):
-            of_text = np.unique(_hash_shingles(words, hashes))
-            first, last = np.searchsorted(shingles, of_text, "left"), np.searchsorted(shingles, of_text, "right")
-            shared = first < last  # a shingle may be of several notes
-            if shared.any():
-                places = np.concatenate([np.arange(a, b) for a, b in zip(first[shared], last[shared], strict=True)])
-                count = np.bincount(owner[places], minlength=len(held_out))
-                enough = np.minimum(needed, _shingles_of_share(words, of_text))  # or half of the text is of the note
-                leaking[row] = bool(((count > 0) & (count >= enough)).any())
+        elif of_notes:
+            of_text = _hash_shingles(words, hashes)
+            different, most_of_text = _count_shingles(of_text)
+            first = np.searchsorted(shingles, different, "left")
+            times = np.searchsorted(shingles, different, "right") - first  # a shingle may be of several notes
+            places = np.repeat(first - times.cumsum() + times, times) + np.arange(times.sum())
+            of_note = np.bincount(owner[places], most[places], minlength=len(of_notes))
+            of_this = np.bincount(owner[places], np.repeat(most_of_text, times), minlength=len(of_notes))
+            candidates = np.flatnonzero((of_note >= needed) | (of_this >= LEAKING_SHARE * len(words)))
+            leaking[row] = any(
+                max(_share(of_notes[note], different), _share(of_text, of_notes[note])) >= LEAKING_SHARE
+                for note in candidates
+            )
     return leaking
 
 
-def _shingles_of_share(words: list[str], shingles: np.ndarray) -> float:
-    """How many shingles a run of LEAKING_SHARE of the words has; where words repeat, of those that are different."""
-    in_a_row = LEAKING_SHARE * len(words) - SHINGLE_WORDS + 1
-    return max(1.0, min(in_a_row, LEAKING_SHARE * len(shingles)))
+def _count_shingles(shingles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different ones, and how many words each can account for at most: those of all its places."""
+    different, times = np.unique(shingles, return_counts=True)
+    return different, SHINGLE_WORDS * times
+
+
+def _share(shingles: np.ndarray, others: np.ndarray) -> float:
+    """The share of a text's words, of which these are the shingles in their order, that are in one of the others."""
+    shared = np.isin(shingles, others)
+    covered = np.zeros(len(shingles) + SHINGLE_WORDS - 1, dtype=bool)
+    for place in range(SHINGLE_WORDS):
+        covered[place : place + len(shingles)] |= shared
+    return float(covered.mean())
 
 
 def split_words(text: str) -> list[str]:
     """In lower case and without punctuation: what two copies of a note share however they were stored."""
     # NFKC: an accent may be stored as a character of its own, at which \w+ would end a word
-    return re.findall(WORD, unicodedata.normalize("NFKC", text).casefold())
+    text = re.sub(f"[{INVISIBLE}]", "", unicodedata.normalize("NFKC", text).casefold())
+    text = re.sub(r"(?<=\w)-[ \t]*\r?\n\s*(?=\w)", "", text)  # a word that is parted at the end of a line
+    return re.findall(WORD, text.replace("œ", "oe").replace("æ", "ae").replace("_", " "))
 
 
 def _hash_shingles(words: list[str], hashes: dict[str, np.uint64]) -> np.ndarray:

@@ -282,18 +282,24 @@ def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
 
 
 def _find_separator(path: Path) -> str:
-    """By which most of the first records have as many fields as the header, and if several do, the most of them.
+    """The one by which the header has names, and the first records as many fields; of equals the comma.
 
-    Spreadsheets in French and German locales write ';' where others write ','; of equals the comma.
+    Spreadsheets in French and German locales write ';' where others write ','. Some leave out empty cells at the end:
+    records with fewer fields count by half (ours).
     """
     csv.field_size_limit(2**31 - 1)
 
     def fit(separator: str) -> tuple[float, int]:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            widths = [len(record) for record in islice(csv.reader(file, delimiter=separator), 100) if record]
-        if not widths or widths[0] == 1:
+            records = [*filter(None, islice(csv.reader(file, delimiter=separator), 100))]
+        if not records or len(header := records[0]) == 1:
             return 0.0, 0
-        return np.mean(np.equal(widths[1:], widths[0])) if widths[1:] else 0.0, widths[0]
+        names = np.mean([COLUMN_NAME.fullmatch(name.strip()) is not None for name in header])
+        # a separator that cuts through a quoted field leaves half of its marks on either side
+        whole = [record for record in records[1:] if not any(field.count('"') % 2 for field in record)]
+        widths = np.array([len(record) for record in whole])
+        fitting = (widths == len(header)).sum() + ((widths > 1) & (widths < len(header))).sum() / 2
+        return names + fitting / max(len(records) - 1, 1), len(header)
 
     return max(",;\t|", key=fit)
 
@@ -422,10 +428,16 @@ def _name_places(frames: dict[str, pd.DataFrame]):
 
 
 def _join_splits(frames: dict[str, pd.DataFrame], arguments: DataArguments, needed: list[str]) -> pd.DataFrame:
-    for column in needed:
+    found = {column for frame in frames.values() for column in frame.columns}
+    ids = ID_COLUMNS if arguments.id_column is None else [arguments.id_column]
+    ids = [name for name in ids if name in found][:1]
+    for column in [*needed, *ids, *arguments.subgroup_columns]:
         lacking = [split for split, frame in frames.items() if column not in frame.columns]
-        if lacking and len(lacking) < len(frames):  # where none has it, what needs it says so
-            raise DataError(f"--dataset {arguments.dataset}: no column {column} in the {lacking[0]} part.")
+        if column in arguments.subgroup_columns:  # by which the scores on the test part alone are broken down
+            lacking = [split for split in lacking if split == "test"]
+        if lacking and column in found:  # else what needs it says so
+            remedy = "; add it, or give --id_column none" if column in ids else ""
+            raise DataError(f"--dataset {arguments.dataset}: no column {column} in the {lacking[0]} part{remedy}.")
     if (split_column := arguments.split_column) != "none":
         frames = {split: frame.assign(**{split_column: split}) for split, frame in frames.items()}
     return pd.concat(frames.values(), ignore_index=True)
@@ -621,9 +633,8 @@ def _note_ids(frame: pd.DataFrame, id_column: str | None, unique: bool = True) -
 
 def _read_rows(arguments: DataArguments, *needed: str) -> tuple[pd.DataFrame, dict[str, list[str]]]:
     """As `_read_table`, of which there is something to read; beside texts, ids and groups the columns are `needed`."""
-    ids = ID_COLUMNS if arguments.id_column is None else [arguments.id_column]
     groups = [] if arguments.group_column is None else [arguments.group_column]
-    frame, declared = _read_table(arguments, [arguments.text_column, *ids, *groups, *needed])
+    frame, declared = _read_table(arguments, [arguments.text_column, *groups, *needed])
     if frame.empty:
         raise DataError(f"--dataset {arguments.dataset}: no rows.")
     _require_column(frame, arguments.text_column, "text_column")
@@ -671,7 +682,7 @@ def load_notes(arguments: DataArguments) -> Notes:
     Raises:
         DataError: on anything that would make a result wrong; nothing is dropped or repaired silently.
     """
-    frame, declared = _read_rows(arguments, arguments.label_column, *arguments.subgroup_columns)
+    frame, declared = _read_rows(arguments, arguments.label_column)
     _require_column(frame, arguments.label_column, "label_column")
     texts = _check_texts(frame[arguments.text_column])
     task, class_names, labels = _encode_labels(

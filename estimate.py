@@ -18,6 +18,7 @@ import copy
 import heapq
 import json
 import logging
+import signal
 import subprocess
 import sys
 import tempfile
@@ -195,9 +196,9 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
         fitting = sum(speed.fitting * len(split.train) for split in splits)
         training = (epochs * an_epoch + fitting) * len(run.model_args.seeds)
     predicted = sum(len(split.validation) + len(split.test) for split in splits) * len(run.model_args.seeds)
-    # seeds share it, and folds too where it sees the unlabeled text alone, or all notes
+    # seeds share it, and folds where the same notes are held out, or it sees the unlabeled text alone, or all notes
     each = run.model_args.pretrain_on == "training-notes" and not run.model_args.transductive
-    times = len(splits) if each else 1
+    times = len({np.union1d(split.validation, split.test).tobytes() for split in splits}) if each else 1
     pretraining = (speed.pretraining * run.model_args.pretraining_tokens + speed.pretraining_evaluation) * times
     seconds = training + pretraining + speed.evaluation * predicted + speed.setting_up * folds + start_up
     return {
@@ -216,6 +217,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--estimate", type=Path, default=Path("runs/estimate.json"), help="where the estimate goes")
     args, of_train = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is derived from the notes is cleared away
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

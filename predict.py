@@ -35,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 # These two register their models with the Auto classes: no remote code is run to load our own.
 import heads  # noqa: F401
 import scratch_model  # noqa: F401
+from backbones import knows_words
 from baseline import TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import READERS, DataArguments, DataError, read_unlabeled
@@ -101,7 +102,9 @@ def predict_probabilities(
         else:
             network = AutoModelForSequenceClassification.from_pretrained(model, revision=revision).to(device)
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-    except (OSError, SafetensorError, BadZipFile) as error:
+            if tokenizer.pad_token_id is None or not knows_words(tokenizer):
+                raise ValueError("half a tokenizer")
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError, BadZipFile) as error:
         raise ModelError(
             f"{model}: files of it are missing or damaged ({type(error).__name__}); copy the whole folder again, or "
             "see to the network if it is on the Hub."

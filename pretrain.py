@@ -379,7 +379,7 @@ class PretrainingText:
     """What a model is pretrained on, and what was kept out of it."""
 
     corpus: Corpus
-    training_notes: int  # of the labelled corpus, copies of each other included
+    training_notes: int  # of the labelled corpus, how many are among these
     removed: Removed | None  # None: there was nothing to keep out, or nobody asked for it
     transductive: bool = False  # held-out notes are in it, knowingly
     kept_out: str | None = None  # which notes were to be kept out (`Corpus.identity`), where there were any
@@ -404,7 +404,7 @@ def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transduct
     corpus = training + unlabeled
     if transductive:
         corpus = corpus + held_out
-    corpus, removed = remove_held_out(corpus, Corpus([], []) if transductive else held_out, len(training))
+    corpus, removed, left = remove_held_out(corpus, Corpus([], []) if transductive else held_out, len(training))
     logger.info("  text: %d documents; left out: %s", len(corpus), removed)
     if len(corpus) < MIN_DOCUMENTS:
         raise DataError(
@@ -412,8 +412,8 @@ def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transduct
             f"{removed}): give more --unlabeled text."
         )
     if transductive or not len(held_out):
-        return PretrainingText(corpus, len(training), None, transductive)
-    return PretrainingText(corpus, len(training), removed, kept_out=held_out.identity())
+        return PretrainingText(corpus, left, None, transductive)
+    return PretrainingText(corpus, left, removed, kept_out=held_out.identity())
 
 
 def read_text(arguments: PretrainArguments) -> PretrainingText:

@@ -207,6 +207,24 @@ def test_a_bert_of_ones_own_is_read_with_capitals_and_accents(tmp_path, normaliz
     assert set(text) & set("FÉÀ") == (set("FÉÀ") if keeps_capitals else set())
 
 
+def test_settings_beside_the_file_go_first(tmp_path):
+    tokenizer = bert(tmp_path, CASED | {"lowercase": True}, strip_accents=False)
+    assert tokenizer.backend_tokenizer.normalizer.normalize_str("État") == "état"
+
+
+def test_special_tokens_are_those_of_the_class_where_the_file_has_none(tmp_path):
+    """As a tokenizer that was trained by the tokenizers library is saved."""
+    bert(tmp_path, None)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | {"post_processor": None}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = load(tmp_path)[1]
+    ids = tokenizer("tousse")["input_ids"]
+    assert (ids[0], ids[-1]) == (tokenizer.cls_token_id, tokenizer.sep_token_id)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")("tousse").data == tokenizer("tousse").data
+
+
 @pytest.mark.parametrize(
     ("config", "tokens"),
     [

@@ -74,6 +74,19 @@ def test_a_model_that_tells_nothing_apart_is_made_as_unsure_as_can_be(seed):
     assert fit_temperature(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([1, 0]), "binary") == 20  # always wrong
 
 
+@pytest.mark.parametrize("sure", [0.51, 0.9, 0.999])
+def test_what_is_parted_without_a_mistake_stays_as_it_is(sure):
+    labels = np.array([0, 1, 1, 0])
+    told = np.where(np.eye(2)[labels] == 1, sure, 1 - sure)
+    assert fit_temperature(told, labels, "binary") == fit_temperature(told, np.eye(2)[labels], "multi-label") == 1
+
+
+def test_no_temperature_changes_probabilities_that_are_all_alike():
+    labels = np.array([0, 1, 1, 2])
+    assert fit_temperature(np.full((4, 3), 1 / 3), labels, "multi-class") == 1
+    assert fit_temperature(np.full((4, 3), 0.5), np.eye(3)[labels], "multi-label") == 1
+
+
 def test_certain_probabilities_have_a_temperature():
     told = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     assert np.isfinite(fit_temperature(told, np.array([0, 1, 1]), "binary"))

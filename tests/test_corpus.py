@@ -43,10 +43,57 @@ def test_a_copy_with_a_name_taken_out_is_one(length):
 
 
 def test_a_note_that_repeats_itself():
-    """Ten times the same nine words have no more shingles than twice."""
+    """Ten times the same nine words say no more than once."""
     note = " ".join(WORDS[:9] * 10)
-    twice, once = (f"{OTHER} {' '.join(WORDS[:9] * times)} {OTHER}" for times in (2, 1))
-    assert find_leaking([twice, once], [note]).tolist() == [True, False]
+    once, less = (f"{OTHER} {' '.join(WORDS[:words])} {OTHER}" for words in (9, 6))
+    assert find_leaking([once, less], [note]).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(("every", "leaks"), [(12, True), (18, True), (9, True), (8, False)])
+def test_a_note_whose_names_were_taken_out_is_a_copy(every, leaks):
+    """Of de-identified notes the archive has the originals; of runs of seven words nothing is left to be known by."""
+    note = [f"mot{number}" for number in range(20 * every)]
+    anonymous = ["NOM" if number % every == 0 else word for number, word in enumerate(note)]
+    archive = [" ".join([*OTHER.split() * 40, *note])]
+    assert find_leaking(archive, [" ".join(anonymous)]).tolist() == [leaks]
+    assert find_leaking([" ".join(anonymous)], [" ".join(note)]).tolist() == [leaks]
+
+
+def test_pieces_of_a_note_count_together_those_of_several_notes_do_not():
+    note, other = ([f"{name}{number}" for number in range(60)] for name in ("mot", "rien"))
+    document = [*note[:12], *other, *note[20:32], *other, *note[40:52]]
+    assert find_leaking([" ".join(document)], [" ".join(note)]).all()  # 36 of 60 words
+    notes = [" ".join([*note[:12], *other[:24]]), " ".join([*note[20:32], *other[24:48]])]
+    assert not find_leaking([" ".join([*note[:12], "x", *note[20:32], *OTHER.split()])], notes).any()
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: text.replace("e", "e\u00ad"),  # soft hyphens
+    lambda text: text.replace(" de ", " de\ufeff "),
+    lambda text: text.replace("tr", "t-\nr"),
+    lambda text: text.replace(" ", "_"),
+    lambda text: text.replace("oe", "œ"),
+])  # fmt: skip
+def test_signs_that_a_copy_may_lack_do_not_hide_it(change):
+    note = NOTE + " oedème des membres"
+    assert change(note) != note and find_leaking([change(note)], [note]).all()
+
+
+def test_a_patients_number_and_name_are_the_same_however_they_are_written():
+    held_out = Corpus([NOTE], [("n1", "7", "Zoé")])
+    corpus = Corpus(["a", "b", "c"], [("7.0",), (unicodedata.normalize("NFD", "Zoé"),), ("7.00",)])
+    assert remove_held_out(corpus, held_out)[0].texts == ["c"]
+
+
+def test_each_folder_may_be_a_source(tmp_path):
+    """As the shell writes letters/p*."""
+    for name in ("p1/one", "p1/two", "p2/one", "p3/one"):
+        path = tmp_path / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"un texte, {name}", encoding="utf-8")
+    corpus = read_corpus([str(tmp_path / name) for name in ("p1", "p2", "p3")], group_column="who")
+    assert corpus.groups == ["p1", "p1", "p2", "p3"]
+    assert remove_held_out(corpus, Corpus([NOTE], [("n", "p1")]))[1] == Removed(by_name=2)
 
 
 def test_other_accents_and_pieces_are_found():
@@ -58,7 +105,8 @@ def test_other_accents_and_pieces_are_found():
 def test_training_notes_are_not_taken_for_patients():
     """Note 1 is of patient 3, patient 1 is held out."""
     corpus, held_out = Corpus([OTHER, OTHER + " bis"], [("1", "3"), ("1",)]), Corpus([NOTE], [("2", "1")])
-    kept, removed = remove_held_out(corpus, held_out, training=1)
+    kept, removed, left = remove_held_out(corpus, held_out, training=1)
+    assert left == 1
     assert kept.texts == [OTHER] and removed == Removed(by_name=1)
 
 
@@ -74,11 +122,11 @@ def test_counts_by_reason():
     corpus = Corpus(
         [NOTE, OTHER, OTHER.upper(), NOTE + " " + OTHER, "autre"], [("a",), ("b",), (), (), ("x", "patient 1")]
     )
-    kept, removed = remove_held_out(corpus, Corpus([NOTE], [("a", "patient 1")]))
+    kept, removed, _ = remove_held_out(corpus, Corpus([NOTE], [("a", "patient 1")]))
     assert kept.texts == [OTHER] and kept.names == [("b",)]
     assert removed == Removed(by_name=2, by_content=1, copies=1)
     assert str(removed) == "2 by id or group, 1 by content, 1 copies"
-    everything, nothing = remove_held_out(corpus, Corpus([], []))
+    everything, nothing, _ = remove_held_out(corpus, Corpus([], []))
     assert len(everything) == 4 and nothing == Removed(copies=1)
 
 
@@ -142,7 +190,7 @@ def test_folders_may_be_patients(tmp_path):
     assert read_corpus([by_year]).groups == ["p7", "p7", "p8", "p9"]
     # a folder is looked for among the held-out patients, not among the ids of notes, which may well be years
     held_out = Corpus([NOTE], [("2024", "p2")])
-    kept, removed = remove_held_out(read_corpus([by_patient], group_column="who"), held_out)
+    kept, removed, _ = remove_held_out(read_corpus([by_patient], group_column="who"), held_out)
     assert kept.groups == ["p1", "p3"] and removed == Removed(by_name=2)
     for group_column in (None, "who"):
         assert len(remove_held_out(read_corpus([by_year], group_column=group_column), held_out)[0]) == 4

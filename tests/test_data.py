@@ -428,11 +428,14 @@ def test_other_separators(write, separator):
         ('text;label;"age, sexe, service"\n"a, b, c";0;x\nok;1;y\n', "label"),
         ("text;label (oui, non, inconnu)\na, b, c;0\nok;1\n", "label (oui, non, inconnu)"),
         ("text,label\na; b; c,0\nok; fin,1\n", "label"),
+        ('text,label,"ward;unit"\n"a; b, c",0\nok; fin,1\n', "label"),  # of which the last cells are left out
+        ('label,text,ward;unit\n0,"a; b; c"\n1,"ok; fin"\n', "label"),
+        ("label;text;codes, all\n0;a; b, c\n1;ok; fin\n", "label"),
     ],
 )
 def test_a_name_of_a_column_may_hold_another_separator(write, content, label_column):
     notes = load(write(content, "notes.csv"), label_column=label_column)
-    assert notes.class_names == ["0", "1"] and notes.texts[0] in ("a, b, c", "a; b; c")
+    assert notes.class_names == ["0", "1"] and notes.texts[0] in ("a, b, c", "a; b; c", "a; b, c", "a")
 
 
 def test_a_column_that_one_part_lacks(write, tmp_path):
@@ -443,6 +446,11 @@ def test_a_column_that_one_part_lacks(write, tmp_path):
         write(table.rename(columns={column: "other"}), "test.csv")
         with pytest.raises(DataError, match=f"no column {column} in the test part"):
             load(tmp_path, **options)
+    write(table.assign(id=["d", "e", "f"], note_id="x"), "train.csv")  # ids go by one column, scores by the test part
+    write(table, "test.csv")
+    assert len(load(tmp_path, **options)) == 6
+    write(table.assign(id=["d", "e", "f"]).drop(columns="ward"), "train.csv")
+    assert load(tmp_path, **options).subgroups["ward"].tolist() == ["x"] * 3 + ["-"] * 3  # test is read first
     write(table[["text"]].assign(id=["d", "e", "f"]), "test.csv")  # whose labels nobody needs for pretraining
     assert len(read_unlabeled(DataArguments(dataset=str(tmp_path)))) == 6
 

@@ -61,8 +61,11 @@ def test_a_limit_of_steps_is_a_number_of_epochs(a_run):
 
 def test_a_pretraining_is_evaluated_as_often_however_long_it_is(a_run):
     run = a_run("--model", "transformer-pretrained", "--pretraining_tokens", "1e6", "--seeds", "0", "1")
-    known = estimate(run, SPLITS, Speed(pretraining=1e-3, pretraining_evaluation=50.0), 0)
+    folds = [Split(np.arange(60), np.arange(60, 80), np.arange(80, 90) + number) for number in range(3)]
+    known = estimate(run, folds, Speed(pretraining=1e-3, pretraining_evaluation=50.0), 0)
     assert known["pretraining_hours"] == pytest.approx(3 * (1000 + 50) / 3600)  # one a fold
+    known = estimate(run, SPLITS, Speed(pretraining=1e-3, pretraining_evaluation=50.0), 0)
+    assert known["pretraining_hours"] == pytest.approx((1000 + 50) / 3600)  # of draws of training notes a single one
 
 
 def test_who_shares_a_probe(a_run, encoder_folder):

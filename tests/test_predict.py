@@ -55,7 +55,10 @@ def test_another_threshold(notes_file, tmp_path, capsys):
     assert (np.where(positive, "failure", "other") == notes["predicted"]).all()
 
 
-@pytest.mark.parametrize(("model", "missing"), [("tfidf", "model.skops"), ("transformer", "model.safetensors")])
+@pytest.mark.parametrize(("model", "missing"), [
+    ("tfidf", "model.skops"), ("transformer", "model.safetensors"), ("transformer", "tokenizer.json"),
+    ("transformer", "tokenizer_config.json"), ("transformer", "config.json"),
+])  # fmt: skip
 def test_a_model_folder_that_lacks_a_file(notes_file, tmp_path, capsys, model, missing):
     options = ["--folds", "1", "--use_cpu", "--max_steps", "1"]
     command = ["--model", model, "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), *options]

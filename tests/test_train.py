@@ -425,6 +425,15 @@ def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys, caplog)
         result = read(output / "fold-0")
         assert result["model"]["kind"] == "pretrained" and result["cost"]["epochs"] == 1
         assert not result["model"]["transductive"]  # --dataset kept its notes out
+    # what has learned the notes with their labels is no encoder
+    for kept in (output / "model", tmp_path / "classifier" / "model"):
+        if not kept.exists():
+            small_classifier = ["--max_steps", "1", "--dataset", str(notes_file), "--output_dir", str(kept.parent)]
+            assert train.main(["--model", "transformer", "--folds", "1", "--use_cpu", *small_classifier]) == 0
+        assert train.main(arguments(notes_file, tmp_path / "again", *of_encoder, "--model", str(kept))) == 1
+        assert "a model that train.py kept, which has learned its notes" in capsys.readouterr().err
+        assert pretrain.main(["--model", str(kept), *text, str(tmp_path / "further"), "--max_steps", "2"]) == 1
+        assert "a model that train.py kept, which has learned its notes" in capsys.readouterr().err
     # with given splits their training notes are in the text, which other splits then test on
     split = pd.read_csv(notes_file).assign(split=["train"] * 30 + ["validation"] * 30 + ["test"] * 30)
     split.to_csv(notes_file, index=False)
