@@ -451,7 +451,7 @@ def test_a_column_that_one_part_lacks(write, tmp_path):
     assert len(load(tmp_path, **options)) == 6
     write(table.assign(id=["d", "e", "f"]).drop(columns="ward"), "train.csv")
     assert load(tmp_path, **options).subgroups["ward"].tolist() == ["x"] * 3 + ["-"] * 3  # test is read first
-    write(table[["text"]].assign(id=["d", "e", "f"]), "test.csv")  # whose labels nobody needs for pretraining
+    write(table[["text"]].assign(id=["g", "h", "i"]), "test.csv")  # whose labels nobody needs for pretraining
     assert len(read_unlabeled(DataArguments(dataset=str(tmp_path)))) == 6
 
 
