@@ -39,9 +39,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, task: str) ->
     found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded")
     if loss(0.0) - found.fun < 1e-9:  # as where all probabilities are alike, whatever the temperature
         return 1.0
-    lowest, highest = TEMPERATURES
-    best = float(np.exp(found.x))
-    return best if lowest * 1.01 < best < highest / 1.01 else highest if best > 1 else lowest
+    return float(np.exp(found.x))
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float, task: str) -> np.ndarray:

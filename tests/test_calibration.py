@@ -71,7 +71,7 @@ def test_a_model_that_tells_nothing_apart_is_made_as_unsure_as_can_be(seed):
         for each in (told, apply_temperature(told, temperature, "binary"))
     )
     assert after < before / 2
-    assert fit_temperature(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([1, 0]), "binary") == 20  # always wrong
+    assert fit_temperature(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([1, 0]), "binary") > 19  # always wrong
 
 
 @pytest.mark.parametrize("sure", [0.51, 0.9, 0.999])
