@@ -143,7 +143,7 @@ def _name_files(
 ) -> tuple[list[tuple[str, ...]], list[str]]:
     """Names and owners of documents that are a file each: the file's name and, of groups, those of the folders around
     it, from `folder` on, which may be a patient's itself."""
-    around = [file.parent.resolve().relative_to(folder.resolve().parent) for file in files]
+    around = [folder.resolve().name / file.parent.relative_to(folder) for file in files]
     names = [
         (*(f"{part}/" for part in folders.parts if has_groups), file.stem)
         for folders, file in zip(around, files, strict=True)
