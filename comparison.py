@@ -193,8 +193,8 @@ def permutation_test(first: Answers, second: Answers, metric: str) -> float:
     both = ours + theirs
     as_extreme = 0
     for block in np.array_split(swaps(first.by_group.shape[1]), PERMUTATIONS // BLOCK):
-        # (pairs, BLOCK, C)
-        of_ours, of_theirs = (paired(block.astype(np.float64) @ each.by_group) for each in (first, second))
+        block = block.astype(np.float64)
+        of_ours, of_theirs = (paired(block @ each.by_group) for each in (first, second))  # (pairs, BLOCK, C)
         of_one = theirs + of_ours - of_theirs
         gap = first.score(of_one, metric).mean(axis=0) - first.score(both - of_one, metric).mean(axis=0)
         as_extreme += int((np.abs(gap) >= observed - ROUNDING).sum())

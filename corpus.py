@@ -101,12 +101,13 @@ def read_corpus(
     corpus = Corpus([], [])
     # The owner of a document that is a file: its folder where there are more folders than names of files, as in
     # patient7/letter.txt, else the file, as in 2024/p7.txt (ours).
-    documents = [file for source in sources for file in _find_files(Path(source).expanduser())[0]]
+    in_folders = {source: _find_files(Path(source).expanduser()) for source in sources}
+    documents = [file for files, tables in in_folders.values() if not tables for file in files]
     by_folder = len({file.resolve().parent for file in documents}) > len({file.stem for file in documents})
     for source in sources:
         path = Path(source).expanduser()
         if path.is_dir():
-            files, tables = _find_files(path)
+            files, tables = in_folders[source]
             if tables and files:
                 logger.info("%s: tables read; beside them %d .txt files are not", source, len(files))
                 files = []
@@ -246,8 +247,9 @@ def find_leaking(texts: Sequence[str], held_out: Sequence[str]) -> np.ndarray:
     leaking = np.zeros(len(texts), dtype=bool)
     if of_notes:
         # every different shingle with the number of its note and how many words it can account for there, at most
-        shingles, most = map(np.concatenate, zip(*map(_count_shingles, of_notes), strict=True))
-        owner = np.repeat(np.arange(len(of_notes)), [len(set(each.tolist())) for each in of_notes])
+        counted = [_count_shingles(each) for each in of_notes]
+        shingles, most = map(np.concatenate, zip(*counted, strict=True))
+        owner = np.repeat(np.arange(len(of_notes)), [len(different) for different, _ in counted])
         order = np.argsort(shingles, kind="stable")
         shingles, owner, most = shingles[order], owner[order], most[order]
         needed = LEAKING_SHARE * np.array([len(each) + SHINGLE_WORDS - 1 for each in of_notes])
