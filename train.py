@@ -73,7 +73,7 @@ RECIPES = {
     "baseline": dict(),
 }
 # Likewise of the other arguments, for models pretrained in-house; docs/few-labels.md says what they gain.
-OF_IN_HOUSE = dict(dropout=0.2, word_dropout=0.15, ngram_branch=True, min_steps=1200, long_notes="windows")
+OF_IN_HOUSE = dict(dropout=0.2, ngram_branch=True, min_steps=1200, long_notes="windows")
 OF_IN_HOUSE |= dict(muon_learning_rate=4e-4)
 COMMON_RECIPE = dict(
     weight_decay=0.01,
