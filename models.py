@@ -97,10 +97,6 @@ class ModelArguments:
             "for those pretrained in-house unless --ngram_branch False."
         },
     )
-    word_dropout: float = field(
-        default=0.0,
-        metadata={"help": "Small Transformers: how many tokens training hides behind the mask, as pretraining does."},
-    )
     muon_learning_rate: float = field(
         default=0.0,
         metadata={
@@ -228,7 +224,6 @@ def build_model(
     described = {"kind": "scratch", "backbone": None, "revision": None, "stand_in_for": None, "transductive": False}
     small = dict(
         dropout=model_args.dropout,
-        word_dropout=model_args.word_dropout,
         ngram_buckets=NGRAM_BUCKETS * model_args.ngram_branch,
         window_overlap=data_args.stride,
         **labels,
@@ -236,7 +231,7 @@ def build_model(
     if pretrained is not None:
         # it learned from shorter blocks than the notes are (pretrain.py)
         tokenizer = AutoTokenizer.from_pretrained(pretrained, model_max_length=data_args.max_length)
-        config = ScratchConfig.from_pretrained(pretrained, mask_token_id=tokenizer.mask_token_id, **small)
+        config = ScratchConfig.from_pretrained(pretrained, **small)
         model = ScratchForSequenceClassification.from_pretrained(pretrained, config=config)
         if model_args.ngram_branch:
             model.ngrams.requires_grad_(False)  # what a checkpoint lacks was made anew, for training
@@ -259,7 +254,6 @@ def build_model(
             ScratchConfig(
                 vocab_size=len(tokenizer),
                 num_experts=SCRATCH_MODELS[model_args.model],
-                mask_token_id=tokenizer.mask_token_id,
                 pad_token_id=tokenizer.pad_token_id,
                 **small,
             )

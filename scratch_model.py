@@ -46,8 +46,6 @@ class ScratchConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | None = None
-    word_dropout: float = 0.0  # probability that training sees the mask in the place of a token
-    mask_token_id: int | None = None
     ngram_buckets: int = 0  # a power of two; 0: no n-gram branch
     encoder_weight: float | None = None  # of its logits beside the branch's; None: the branch is not fitted yet
     window_overlap: int = 0  # tokens at the beginning of a note's window that are the end of the one before it
@@ -594,15 +592,11 @@ class ScratchForSequenceClassification(ScratchPreTrainedModel):
             row = windows.cumsum(dim=0) - windows + drawn
             input_ids, window_note = input_ids[row], None
             attention_mask = None if attention_mask is None else attention_mask[row]
-        seen = input_ids
-        if self.training and self.config.word_dropout:
-            dropped = torch.rand(input_ids.shape, device=input_ids.device) < self.config.word_dropout
-            seen = input_ids.masked_fill(dropped, self.config.mask_token_id)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         # As many rows at a time as there are notes, so that notes in windows take no more memory than others.
-        at_a_time = len(seen) if window_note is None else int(window_note[-1]) + 1
-        parts = zip(seen.split(at_a_time), attention_mask.split(at_a_time), strict=True)
+        at_a_time = len(input_ids) if window_note is None else int(window_note[-1]) + 1
+        parts = zip(input_ids.split(at_a_time), attention_mask.split(at_a_time), strict=True)
         pooled, auxiliary_losses = zip(*(self.pool(*part) for part in parts), strict=True)
         logits = self.classifier(self.dropout(torch.cat(pooled))).float()
         logits = self.mean_of_windows(logits, window_note)  # (notes, num_labels)

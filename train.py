@@ -106,7 +106,7 @@ RANGES = [  # of arguments of the model, beside those of pretrain.py
         "0 or more",
     ),
     ("pretraining_tokens memory_gb", lambda number: number > 0, "more than 0"),
-    ("dropout word_dropout", lambda share: 0 <= share < 1, "0, or more but less than 1"),
+    ("dropout", lambda share: 0 <= share < 1, "0, or more but less than 1"),
 ]
 
 SPEED_NOTES, SPEED_SECONDS = 64, 5.0  # what a model's speed in use is measured on, at most (ours)
@@ -373,15 +373,16 @@ def check_same_settings(folder: Path, finished: dict, settings: dict, data_finge
         f"seed {finished['arguments']['seed']}, now {settings['seed']}"
         for _ in range(finished["arguments"]["seed"] != settings["seed"])
     ]
-    different += [
-        f"{name} {finished['arguments'][part].get(name, UNSAID.get(name))}, now {value}"
-        for part in ("model", "data", "training")
-        for name, value in settings[part].items()
-        # of these the fingerprints tell, however the path was written
-        if name != "dataset"
-        and not (name == "model" and "encoder" in settings["model"])
-        and finished["arguments"][part].get(name, UNSAID.get(name)) != value
-    ]
+    for part in ("model", "data", "training"):
+        before, now = finished["arguments"][part], settings[part]
+        different += [
+            f"{name} {before.get(name, UNSAID.get(name))}, now {now.get(name)}"
+            for name in {**now, **before}  # also what another version asked for
+            # of these the fingerprints tell, however the path was written
+            if name != "dataset"
+            and not (name == "model" and "encoder" in now)
+            and before.get(name, UNSAID.get(name)) != now.get(name, UNSAID.get(name))
+        ]
     if different:
         more = [f"and {len(different) - 3} more"] if len(different) > 3 else []  # of another kind of model, nearly all
         told = "; ".join([*different[:3], *more])

@@ -229,11 +229,3 @@ def test_attention_is_the_same_written_out_and_by_the_library():
         rounded = attend(*short, visible, bias=bias)
         torch.testing.assert_close(rounded.detach().float(), exact, rtol=0.05, atol=0.05)
     torch.testing.assert_close(attend(query, key, value, None, bias=bias)[0], exact[0])
-
-
-def test_word_dropout_hides_tokens_in_training_alone():
-    model = build(word_dropout=1.0, mask_token_id=4, dropout=0.0)
-    ids = batch()["input_ids"]
-    masked = model.eval()(torch.full_like(ids, 4)).logits
-    torch.testing.assert_close(model.train()(ids).logits, masked)
-    assert not torch.allclose(model.eval()(ids).logits, masked)

@@ -182,7 +182,6 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
         ("--model drbert --lr_scheduler_type warmup_stable_decay", "num_decay_steps.; --lr_scheduler_kwargs takes"),
         ("--model transformer-pretrained --optim sgd", "give one of these, or --muon_learning_rate 0"),
         ("--model transformer --dropout 1", "--dropout 1: give 0, or more but less than 1"),
-        ("--model transformer --word_dropout 2", "--word_dropout 2: give 0, or more but less than 1"),
         ("--model transformer --memory_gb 0", "--memory_gb 0: give more than 0"),
         ("--model transformer --learning_rate -1", "--learning_rate -1: give more than 0"),
         ("--model transformer --early_stopping_patience -1", "--early_stopping_patience -1: give 0 or more"),
