@@ -85,7 +85,7 @@ class EpochLine(ProgressLine):
         logger.info(
             "  epoch %g/%g  loss %s  validation %s %.4f  %.1f s an epoch, at most %.1f min left",
             round(state.epoch, 2),
-            args.num_train_epochs,
+            args.num_train_epochs if args.max_steps < 0 else state.num_train_epochs,
             self.loss_as_text(4),
             name,
             metrics[f"eval_{name}"],
@@ -119,6 +119,10 @@ class StopAfterEpoch(TrainerCallback):
 
     def __init__(self, last: float):
         self.last = last
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.epoch and state.epoch >= self.last - 1e-6:  # a checkpoint of a last step, by --save_steps
+            control.should_training_stop = True
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if state.epoch >= self.last - 1e-6:

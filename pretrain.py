@@ -110,6 +110,7 @@ RECIPES = {
     "continued": dict(learning_rate=5e-5, num_train_epochs=3, per_device_train_batch_size=8),
 }
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+SHARE = "0, or more but less than 1"
 RANGES = [  # of numbers, here and in train.py, and how to say so
     (
         "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps min_word_documents "
@@ -118,6 +119,8 @@ RANGES = [  # of numbers, here and in train.py, and how to say so
         "1 or more",
     ),
     ("learning_rate num_train_epochs", lambda number: number > 0, "more than 0"),
+    ("weight_decay adam_epsilon max_grad_norm", lambda number: number >= 0, "0 or more"),
+    ("adam_beta1 adam_beta2 label_smoothing_factor", lambda share: 0 <= share < 1, SHARE),
     (
         "max_steps",
         lambda number: number == -1 or number >= 1,
@@ -135,7 +138,7 @@ PATIENCE = 3  # evaluations without a lower held-out loss before pretraining sto
 DECISIVE = (
     "learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps warmup_steps "
     "lr_scheduler_type lr_scheduler_kwargs optim optim_args weight_decay adam_beta1 adam_beta2 adam_epsilon "
-    "max_grad_norm label_smoothing_factor bf16 fp16 tf32 data_seed dataloader_drop_last load_best_model_at_end "
+    "max_grad_norm label_smoothing_factor bf16 fp16 tf32 data_seed load_best_model_at_end "
     "eval_strategy eval_steps save_strategy save_steps neftune_noise_alpha train_sampling_strategy "
     "metric_for_best_model eval_delay eval_on_start auto_find_batch_size optim_target_modules bf16_full_eval "
     "fp16_full_eval world_size"
@@ -337,6 +340,10 @@ def check_training(training_args: TrainingArguments, seeds: list[int] | None = N
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if getattr(training_args, name):
             raise ArgumentError(f"--{name}: rounds the very weights that are kept; leave it out.")
+    if training_args.dataloader_drop_last:
+        raise ArgumentError("--dataloader_drop_last: would drop held-out text too; leave it out.")
+    if training_args.prediction_loss_only:
+        raise ArgumentError("--prediction_loss_only: there would be nothing to score; leave it out.")
     installed = get_available_reporting_integrations()
     if lacking := [name for name in training_args.report_to if name not in installed]:
         raise ArgumentError(

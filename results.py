@@ -85,12 +85,14 @@ def discard_foreign_checkpoints(folder: Path, settings: dict):
 def last_complete_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint whose writing finished, to resume from; None to start afresh.
 
-    The Trainer writes trainer_state.json last, so a checkpoint without it was cut off.
+    The Trainer writes trainer_state.json last, so a checkpoint without it was cut off. One of `--save_only_model` does
+    not say where the optimizer and the learning rate were.
     """
 
     def is_complete(checkpoint: Path) -> bool:
         try:
-            return bool(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8")))
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            return bool(state) and (checkpoint / "scheduler.pt").is_file()
         except (OSError, ValueError):
             return False
 

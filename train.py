@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from memory import MemoryBudgetError
 from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from muon import GOES_WITH
-from pretrain import DECISIVE, ArgumentError, ArgumentParser, check_ranges, check_training
+from pretrain import DECISIVE, SHARE, ArgumentError, ArgumentParser, check_ranges, check_training
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
@@ -106,7 +106,7 @@ RANGES = [  # of arguments of the model, beside those of pretrain.py
         "0 or more",
     ),
     ("pretraining_tokens memory_gb", lambda number: number > 0, "more than 0"),
-    ("dropout", lambda share: 0 <= share < 1, "0, or more but less than 1"),
+    ("dropout", lambda share: 0 <= share < 1, SHARE),
 ]
 
 SPEED_NOTES, SPEED_SECONDS = 64, 5.0  # what a model's speed in use is measured on, at most (ours)
@@ -115,6 +115,15 @@ NOT_MEASURED = {"one_core_notes_per_second": None, "model_megabytes": None}
 
 class FoldError(Exception):
     """A run that had begun and failed for a reason that the user can mend; the message is one line."""
+
+
+@contextmanager
+def failures_of_folds():
+    """Has what went wrong in training count as a run that failed, not as a command that was refused."""
+    try:
+        yield
+    except (ArgumentError, DataError, BackboneError) as error:
+        raise FoldError(str(error)) from error
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, DataArguments, TrainingArguments]:
@@ -180,6 +189,11 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
 def check_numbers(model_args: ModelArguments, training_args: TrainingArguments):
     """What would end in a traceback, or mean nothing, for this kind of model."""
     check_ranges(vars(training_args) | vars(model_args), RANGES)
+    if (name := training_args.lr_scheduler_type.value) in ("reduce_lr_on_plateau", "greedy"):
+        raise ArgumentError(
+            f"--lr_scheduler_type {name}: goes by validation, which the model for use does not have; give another, "
+            "as cosine."
+        )
     if training_args.resume_from_checkpoint is not None:
         raise ArgumentError("--resume_from_checkpoint: a run goes on by itself where it stopped; leave it out.")
     if training_args.neftune_noise_alpha is not None and model_args.kind == "frozen":
@@ -357,7 +371,8 @@ def folder_of_seed(output: Path, seed: int, seeds: list[int]) -> Path:
     own = output / f"seed-{seed}"
     if own.is_dir():
         return own
-    alone = read_finished(output / "fold-0")
+    finished = map(read_finished, sorted(output.glob("fold-*")))
+    alone = next((result for result in finished if result is not None), None)
     was_alone = alone is not None and alone["run"]["seed"] == seed
     return output if len(seeds) == 1 or was_alone else own
 
@@ -537,10 +552,8 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
             sizes = ", ".join(f"{part} {len(rows)}" for part, rows in split.parts())
             logger.info("%s (%s)", what, sizes)
             is_last = seed == model_args.seeds[-1] and number == len(splits) - 1
-            try:
+            with failures_of_folds():
                 trained, predictions, result = run_fold(run, split, seed, folder, settings, is_last)
-            except (ArgumentError, DataError, BackboneError) as error:
-                raise FoldError(str(error)) from error
             result["data"] |= {"fingerprint": run.fingerprint, **repeated}
             result["run"] = describe_run(model_args, data_args, output) | {
                 "seed": seed,
@@ -564,7 +577,8 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
                 logger.info("  test %s in %.1f s of training", headline, result["cost"]["training_hours"] * 3600)
             fold_results.append(result)
     if model_args.keep_model and not was_kept:
-        keep_model(run, splits, fold_results)
+        with failures_of_folds():
+            keep_model(run, splits, fold_results)
     if is_main:
         shutil.rmtree(output / "model-checkpoints", ignore_errors=True)
         (output / FAILURE_FILE).unlink(missing_ok=True)

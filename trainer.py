@@ -35,6 +35,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from backbones import encoder_fingerprint, find_backbone, load_config_and_tokenizer
@@ -84,6 +85,7 @@ logger = logging.getLogger("train")
 
 MEMBER_SEED = 1000  # so far apart are the seeds of the members of an ensemble (ours)
 MEMBER_FILE, MEMBER_WEIGHTS = "member.json", "member.safetensors"
+DIVERGED = "Training diverged: its logits are no numbers any more; give a lower --learning_rate."
 
 
 def weighted_loss(
@@ -170,6 +172,7 @@ class NoteTrainer(ObedientTrainer):
 
     # The loss below is a micro-batch's share of the mean over the notes of a step: there is nothing left to divide.
     loss_is_scaled_for_ga = True
+    batches: BatchesOfLikeLength | None = None
 
     def __init__(self, *args, class_weights: torch.Tensor | None = None, muon_learning_rate: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
@@ -212,7 +215,14 @@ class NoteTrainer(ObedientTrainer):
         """
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        return BatchesOfLikeLength(self.args, train_dataset or self.train_dataset)
+        self.batches = BatchesOfLikeLength(self.args, train_dataset or self.train_dataset)
+        return self.batches
+
+    def _run_epoch(self, *args, epoch: int, **kwargs):
+        # in a resumed epoch of several processes it is wrapped once more than the library looks
+        if self.batches is not None:
+            self.batches.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset) -> SequentialSampler:
         """Predictions in the order of the notes: grouping by length, meant for training, would permute them."""
@@ -391,7 +401,9 @@ def read_pretraining(run: Run, pretrained: Path | None) -> tuple[dict | None, fl
 
 
 def epochs_to_train(model_args: ModelArguments, arguments: TrainingArguments, notes: int) -> float:
-    """`--num_train_epochs`, or as many as `--min_steps` takes with so few training notes."""
+    """`--num_train_epochs`, or as many as `--min_steps` takes with so few notes; `--max_steps` has its own."""
+    if arguments.max_steps > 0:
+        return arguments.num_train_epochs
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     return max(arguments.num_train_epochs, math.ceil(model_args.min_steps / math.ceil(notes / batch)))
 
@@ -523,6 +535,7 @@ def train_network(
             its_callbacks.append(EvaluateEvery(round(arguments.num_train_epochs / training_args.num_train_epochs)))
         if epochs is not None:
             its_arguments.eval_strategy, its_arguments.load_best_model_at_end = "no", False
+            its_arguments.eval_on_start = False
             its_callbacks.append(StopAfterEpoch(epochs))
         elif model_args.early_stopping_patience and arguments.eval_strategy != "no":
             its_callbacks.append(EarlyStopping(model_args.early_stopping_patience))
@@ -537,7 +550,12 @@ def train_network(
             class_weights=class_weights,
             muon_learning_rate=model_args.muon_learning_rate,
         )
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(folder.parent / "tensorboard")  # else beside checkpoints, which go
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
+        if not all(weights.isfinite().all() for weights in network.parameters() if weights.requires_grad):
+            raise ArgumentError(DIVERGED)  # which validation would have told, had it been looked at
         trainer.compute_metrics = None  # from here on it only predicts: nothing is tuned on what it sees
         return trainer
 
@@ -629,7 +647,7 @@ def score_validation(prediction: EvalPrediction, metric: NoteClassificationMetri
         DataError: the score `selection` is not defined here.
     """
     if not np.isfinite(prediction.predictions).all():
-        raise ArgumentError("Training diverged: its logits are no numbers any more; give a lower --learning_rate.")
+        raise ArgumentError(DIVERGED)
     task = metric.config_name
     probabilities = probabilities_from_logits(prediction.predictions, task)
     labels = prediction.label_ids.astype(np.int64)

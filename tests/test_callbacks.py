@@ -30,6 +30,9 @@ def test_training_stops_after_the_epoch(epoch, stops):
     control = TrainerControl(should_save=True)
     StopAfterEpoch(2).on_epoch_end(None, TrainerState(epoch=epoch), control)
     assert control.should_training_stop == stops != control.should_save
+    resumed = TrainerControl()  # from a checkpoint of that step
+    StopAfterEpoch(2).on_train_begin(None, TrainerState(epoch=epoch), resumed)
+    assert resumed.should_training_stop == stops
 
 
 @pytest.mark.parametrize(("worse", "stops"), [(1, False), (2, True)])

@@ -59,6 +59,9 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed(tmp_path):
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text('{"epoch": 1}')
     (tmp_path / "checkpoint-20" / "trainer_state.json").write_text('{"epo')
+    assert last_complete_checkpoint(tmp_path) is None  # of --save_only_model
+    for step in (5, 10, 20):
+        (tmp_path / f"checkpoint-{step}" / "scheduler.pt").touch()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
@@ -66,6 +69,7 @@ def test_checkpoints_of_other_settings_are_discarded(tmp_path):
     folder = tmp_path / "checkpoints"
     discard_foreign_checkpoints(folder, {"seed": 0})
     write_json(folder / "checkpoint-4" / "trainer_state.json", {"epoch": 1})
+    (folder / "checkpoint-4" / "scheduler.pt").touch()
     discard_foreign_checkpoints(folder, {"seed": 0})
     assert last_complete_checkpoint(folder) == str(folder / "checkpoint-4")
     discard_foreign_checkpoints(folder, {"seed": 1})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -415,6 +416,32 @@ def test_seeds_that_are_added_later_leave_finished_folds_where_they_are(notes_fi
     assert (output / "fold-1" / "result.json").stat().st_mtime_ns == stamp
     finished = sorted(path.parent.relative_to(output).as_posix() for path in output.rglob("result.json"))
     assert finished == ["fold-0", "fold-1", "seed-1/fold-0", "seed-1/fold-1"]
+
+
+def test_a_damaged_fold_is_trained_again_where_it_was(notes_file, tmp_path):
+    output = tmp_path / "run"
+    options = ["--model", "tfidf", "--dataset", str(notes_file), "--output_dir", str(output), "--keep_model", "False"]
+    assert train.main([*options, "--folds", "2"]) == 0
+    shutil.rmtree(output / "fold-0")  # as the message says
+    assert train.main([*options, "--folds", "2", "--seeds", "0", "1"]) == 0
+    finished = sorted(path.parent.relative_to(output).as_posix() for path in output.rglob("result.json"))
+    assert finished == ["fold-0", "fold-1", "seed-1/fold-0", "seed-1/fold-1"]
+
+
+def test_the_model_for_use_that_fails_is_a_run_that_failed(notes_file, tmp_path, monkeypatch, capsys):
+    def diverge(*given):
+        raise train.ArgumentError("Training diverged")
+
+    monkeypatch.setattr(train, "keep_model", diverge)
+    assert train.main(arguments(notes_file, tmp_path / "run", "--model", "tfidf")) == 1
+    assert "error: Training diverged" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "failed.json").read_text())["error"] == "Training diverged"
+
+
+def test_the_model_for_use_looks_at_no_validation(notes_file, tmp_path):
+    output = tmp_path / "run"
+    assert train.main(arguments(notes_file, output, "--eval_on_start", "True", "--num_train_epochs", "1")) == 0
+    assert (output / "model").is_dir()
 
 
 def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys, caplog):

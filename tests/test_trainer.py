@@ -193,6 +193,13 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
         ("--model tfidf --per_device_train_batch_size 0", "--per_device_train_batch_size 0: give 1 or more"),
         ("--model transformer --gradient_checkpointing True", "--gradient_checkpointing: transformer has none"),
         ("--model drbert --neftune_noise_alpha 5", "--neftune_noise_alpha: drbert-grn-frozen trains no embeddings"),
+        ("--model drbert --lr_scheduler_type reduce_lr_on_plateau", "which the model for use does not have; give an"),
+        ("--model transformer --lr_scheduler_type greedy", "greedy: goes by validation, which the model for use"),
+        ("--model drbert --dataloader_drop_last True", "--dataloader_drop_last: would drop held-out text too"),
+        ("--model drbert --prediction_loss_only True", "--prediction_loss_only: there would be nothing to score"),
+        ("--model transformer --label_smoothing_factor 1.5", "--label_smoothing_factor 1.5: give 0, or more but less"),
+        ("--model transformer --adam_beta2 1", "--adam_beta2 1: give 0, or more but less than 1"),
+        ("--model transformer --weight_decay -0.1", "--weight_decay -0.1: give 0 or more"),
         ("--model transformer --resume_from_checkpoint x", "--resume_from_checkpoint: a run goes on by itself"),
     ],
 )
@@ -228,6 +235,39 @@ def test_batches_are_of_like_length_and_come_in_any_order(tmp_path):
     assert np.mean([np.ptp(batch) for batch in batches]) < 60  # drawn at random: about 780
     means = [batch.mean() for batch in batches[:-1]]
     assert 35 < sum(later > earlier for earlier, later in pairwise(means)) < 65  # sorted: as good as never
+
+
+def test_a_resumed_epoch_of_several_processes_has_the_order_it_had(notes_file, tmp_path):
+    """There the sampler is wrapped once more than the library looks when it tells it the epoch."""
+    run, split = run_for(notes_file, tmp_path)
+    data, _ = tokenize_notes([run.notes.texts[row] for row in split.train], None, TOKENIZER, run.data_args)
+    run.training_args.eval_strategy, run.training_args.load_best_model_at_end = "no", False
+    its_trainer = NoteTrainer(model=torch.nn.Linear(1, 1), args=run.training_args, train_dataset=data)
+    loader = its_trainer.get_train_dataloader()
+    its_trainer.control.should_training_stop = True  # nothing is trained
+    orders = []
+    for epoch in (0, 1, 0):
+        its_trainer._run_epoch(epoch=epoch, train_dataloader=loader)
+        orders.append(list(its_trainer.batches))
+    assert orders[0] == orders[2] != orders[1]
+
+
+def test_training_that_diverged_unseen_is_told(notes_file, tmp_path):
+    """Of the model for use, and without a look at validation, no score would say so."""
+    unseen = "--eval_strategy no --save_strategy no --load_best_model_at_end False --learning_rate 1e30".split()
+    run, split = run_for(notes_file, tmp_path, *unseen, "--max_grad_norm", "0")
+    with pytest.raises(ArgumentError, match="Training diverged: its logits are no numbers any more; give a lower"):
+        train_network(run, split, 0, tmp_path / "fold")
+
+
+def test_logs_for_tensorboard_outlive_the_checkpoints(notes_file, tmp_path, monkeypatch):
+    class Watch(trainer.TensorBoardCallback):
+        def __init__(self):
+            self.logging_dir, self.tb_writer, self._SummaryWriter = None, None, None
+
+    run, split = run_for(notes_file, tmp_path, "--num_train_epochs", "1")
+    train_network(run, split, 0, tmp_path / "fold-0" / "checkpoints", callbacks=[watch := Watch()])
+    assert watch.logging_dir == str(tmp_path / "fold-0" / "tensorboard")
 
 
 def test_the_order_of_the_notes_has_a_seed_of_its_own(notes_file, tmp_path):
@@ -325,6 +365,8 @@ def test_few_notes_are_seen_more_often(tmp_path):
     assert epochs_to_train(few, arguments, 250) == 25  # of 16 steps
     assert epochs_to_train(few, arguments, 4000) == 6
     assert epochs_to_train(ModelArguments(model="transformer"), arguments, 250) == 6
+    arguments.max_steps = 40
+    assert epochs_to_train(few, arguments, 250) == 6  # validation is looked at after each
 
 
 def test_the_start_of_the_meter_is_no_training_of_the_baseline(notes_file, tmp_path, monkeypatch):
