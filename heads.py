@@ -260,7 +260,7 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
         # The weights are 0 and 1, which bfloat16 holds exactly; the division is in float32.
         return lambda states: (
             torch.bmm(attention_mask.to(states.dtype).unsqueeze(1), states).squeeze(1).float() / tokens
-        )
+        ).to(self.classifier.weight.dtype)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -272,6 +272,7 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
         window_note: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         hidden_states: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput:
         """Classify notes.
@@ -284,6 +285,7 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
             labels: (notes,) class indices, or (notes, num_labels) with 0 and 1 for a multi-label model.
             hidden_states: (rows, tokens, H), the encoder's last hidden states if they are known already; it is then
                 not run and `input_ids` are not needed.
+            token_type_ids: not read. Tokenizers of BERT give them, and a note is one segment: zeros, as when left out.
 
         Returns:
             logits (notes, num_labels), and the unweighted loss when labels are given; in training of an encoder with

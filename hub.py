@@ -53,7 +53,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)
 model = AutoModelForSequenceClassification.from_pretrained("path/to/this/folder", trust_remote_code=True)
-inputs = tokenizer(note, truncation=True, return_token_type_ids=False, return_tensors="pt")
+inputs = tokenizer(note, truncation=True, return_tensors="pt")
 probabilities = model(**inputs).logits.{activation}
 ```
 

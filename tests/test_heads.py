@@ -5,7 +5,14 @@ import torch
 from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertTokenizerFast,
+    pipeline,
+)
 
 from heads import HEADS, EncoderWithHeadConfig, EncoderWithHeadForSequenceClassification, attention_projections
 from models import add_lora
@@ -27,6 +34,16 @@ def build(encoder_folder, head="grn", tuning="frozen", seed=0, **config):
         encoder_folder, head=head, tuning=tuning, num_labels=3, head_size=R, **config
     )
     return add_lora(model, rank=2) if tuning == "lora" else model
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_model_loaded_in_half_precision(encoder_folder, tmp_path, head, dtype):
+    model = build(encoder_folder, head).eval()
+    model.save_pretrained(tmp_path)
+    half = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert half.classifier.weight.dtype == dtype
+    torch.testing.assert_close(half(**batch()).logits, model(**batch()).logits, atol=0.02, rtol=0.02)
 
 
 def batch(rows=4, tokens=11, vocabulary=50, seed=0):
@@ -221,6 +238,20 @@ def test_config_round_trip_keeps_the_encoder(encoder_folder):
     config = build(encoder_folder, "adapter").config
     again = EncoderWithHeadConfig.from_dict(config.to_dict())
     assert again.encoder_config.hidden_size == H and again.head == "adapter" and again.head_size == R
+
+
+def test_in_a_pipeline_with_a_tokenizer_of_bert(tmp_path):
+    """It gives the ids of segments, which `forward` takes and does not need."""
+    (tmp_path / "vocab.txt").write_text("\n".join("[PAD] [UNK] [CLS] [SEP] [MASK] le patient tousse".split()))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    assert "token_type_ids" in tokenizer("le patient")
+    BertConfig(vocab_size=8, hidden_size=H, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    AutoModel.from_config(AutoConfig.from_pretrained(tmp_path)).save_pretrained(tmp_path)
+    model = build(tmp_path).eval()
+    (found,) = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)(["le patient tousse"])
+    ids = tokenizer("le patient tousse", return_tensors="pt")["input_ids"]
+    expected = model(ids).logits.softmax(-1)[0].sort(descending=True).values
+    torch.testing.assert_close(torch.tensor([answer["score"] for answer in found]), expected)
 
 
 def test_experts_of_the_encoder_are_kept_even(tmp_path):
