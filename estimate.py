@@ -199,8 +199,13 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
     # seeds share it, and folds where the same notes are held out, or it sees the unlabeled text alone, or all notes
     each = run.model_args.pretrain_on == "training-notes" and not run.model_args.transductive
     times = len({np.union1d(split.validation, split.test).tobytes() for split in splits}) if each else 1
+    seconds = 0.0
+    if run.model_args.keep_model and len(splits) > 1 and run.model_args.kind != "baseline":
+        # the model for use, of all notes; a baseline's is one fit of the many that the folds choose from
+        times += each
+        seconds = (speed.training * epochs + speed.fitting) * len(run.notes) + speed.setting_up
     pretraining = (speed.pretraining * run.model_args.pretraining_tokens + speed.pretraining_evaluation) * times
-    seconds = training + pretraining + speed.evaluation * predicted + speed.setting_up * folds + start_up
+    seconds += training + pretraining + speed.evaluation * predicted + speed.setting_up * folds + start_up
     return {
         "hours": seconds / 3600,
         "training_hours": training / 3600,
@@ -225,6 +230,10 @@ def main() -> int:
     plan = [dict(zip(PLAN, line.rstrip("\n").split("\t"), strict=True)) for line in sys.stdin]
     try:
         parsed = [parse_arguments(arguments_of(line) + of_train) for line in plan]
+        args.estimate.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=args.estimate.parent).close()  # known before minutes of probing
+    except OSError as error:
+        return complain(f"{args.estimate.parent}: cannot be made or written ({error.strerror}); choose another")
     except ValueError as error:  # ours, and what TrainingArguments object to; no note has been read yet
         return complain(error)
     try:

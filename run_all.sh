@@ -86,7 +86,15 @@ while (($#)); do
   shift 2
 done
 if ((${#unlabeled[@]})); then extra+=(--unlabeled "${unlabeled[@]}"); fi
-models=${models//, /,} heads=${heads//, /,} tunings=${tunings//, /,} sizes=${sizes//, /,}  # "a, b" is a,b
+[[ ${dataset} ]] || die "--dataset needs a value"
+IFS=, read -ra names <<< "${models}"
+chosen=()
+for name in "${names[@]}"; do  # "a, b" is a,b; a folder may have blanks in its name
+  read -r name <<< "${name}"
+  if [[ ${name} ]]; then chosen+=("${name}"); fi
+done
+models=$(IFS=,; echo "${chosen[*]-}")
+heads=${heads//, /,} tunings=${tunings//, /,} sizes=${sizes//, /,}  # "a, b" is a,b
 [[ ${jobs} =~ ^(auto|[1-9][0-9]*)$ ]] || die "--jobs ${jobs}: give a number from 1"
 for value in ${heads//,/ }; do
   [[ " ${known_heads} " == *" ${value} "* ]] || die "--heads ${value}: choose from ${known_heads// /, }"
@@ -94,7 +102,7 @@ done
 for value in ${tunings//,/ }; do
   [[ " ${known_tunings} " == *" ${value} "* ]] || die "--tuning ${value}: choose from ${known_tunings// /, }"
 done
-for value in ${models//,/ }; do  # a slip of the pen would be taken for an encoder on the Hub
+for value in ${chosen[@]+"${chosen[@]}"}; do  # a slip of the pen would be taken for an encoder on the Hub
   [[ ",${known_models}," != *",${value},"* && ${value} != */* && ! -e ${invoked_from}/${value} ]] || continue
   similar=$(python -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1, 0.8))' \
     "${value}" ${known_models//,/ })
@@ -314,7 +322,9 @@ stop_if_misspelt
 
 # ---- the table -----------------------------------------------------------------------------------------------------
 status=0 table=none
-python evaluate.py "${output}" --output "${report}" ${of_report[@]+"${of_report[@]}"} || status=1
+# in the background: bash keeps a signal waiting for the end of what it runs itself
+python evaluate.py "${output}" --output "${report}" ${of_report[@]+"${of_report[@]}"} &
+wait $! || status=1
 if [[ ${report}/results.md -nt ${output}/plan.tsv ]]; then table=${report}/results.md; fi
 if [[ -s ${output}/logs/failures.txt ]]; then
   echo "failed:"

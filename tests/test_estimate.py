@@ -24,7 +24,7 @@ SPLITS = [Split(np.arange(60), np.arange(60, 80), np.arange(80, 90))] * 3
 @pytest.fixture
 def a_run(notes_file):
     def build(*arguments):
-        parsed = parse_arguments([*arguments, "--dataset", str(notes_file), "--use_cpu"])
+        parsed = parse_arguments(["--keep_model", "False", *arguments, "--dataset", str(notes_file), "--use_cpu"])
         return Run(*parsed, load_notes(parsed[1]))
 
     return build
@@ -50,6 +50,20 @@ def test_many_short_epochs_are_looked_at_as_rarely_as_few_long_ones(a_run):
     known = estimate(run, SPLITS, SPEED, 0)
     assert known["epochs"] == 40
     assert known["training_hours"] == pytest.approx(3 * (40 * 60 * 2.0 + 4 * (20 * 0.5 + 10.0)) / 3600)
+
+
+@pytest.mark.parametrize("model", ["tfidf", "transformer", "transformer-pretrained"])
+def test_the_model_for_use_is_one_more_training(a_run, model):
+    pretraining = model == "transformer-pretrained"
+    of_pretraining = dict(pretraining=1e-3, pretraining_evaluation=50.0) if pretraining else {}
+    speed = Speed(training=2.0, setting_up=100.0, **of_pretraining)
+    options = ["--model", model, "--num_train_epochs", "4", "--min_steps", "0"]
+    without, with_it = (
+        estimate(a_run(*options, "--keep_model", keep), SPLITS, speed, 0) for keep in ("False", "True")
+    )
+    more = 0 if model == "tfidf" else 4 * 90 * 2.0 + 100 + pretraining * (5e6 * 1e-3 + 50)
+    assert (with_it["hours"] - without["hours"]) * 3600 == pytest.approx(more)
+    assert with_it["training_hours"] == without["training_hours"]  # with which the folds' own are compared
 
 
 def test_a_limit_of_steps_is_a_number_of_epochs(a_run):
@@ -218,6 +232,14 @@ def test_a_mistake_is_one_line(run_command, tmp_path):
     status, _, complaints, _ = run_command(plan, "--dataset", "synthetic:60", "--metric_for_best_model", "f1")
     assert status == 1 and "error: --metric_for_best_model f1: not a score of a binary task" in complaints
     assert "Traceback" not in complaints
+
+
+def test_where_it_goes_is_known_before_the_probing(run_command, notes_file, tmp_path, monkeypatch):
+    (tmp_path / "runs").write_text("in the way")
+    monkeypatch.setattr(command, "estimate_all", None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("tfidf\ttfidf\t-\t-\t-\n"))
+    monkeypatch.setattr(sys, "argv", ["estimate.py", "--estimate", str(tmp_path / "runs" / "estimate.json")])
+    assert command.main() == 1
 
 
 def test_an_unforeseen_error_quotes_no_note(run_command, notes_file, monkeypatch):

@@ -165,6 +165,8 @@ def test_paths_are_as_seen_from_where_it_was_called(tmp_path):
     logs = here / "out" / "logs"  # a folder goes before what the Hub has under its name
     assert f"|--model|{here}/drbert|" in (logs / "drbert-grn-full.log").read_text()
     assert "|--model|tfidf|" in (logs / "tfidf.log").read_text()
+    plan = run_all("--demo", "--dry-run", "--models", " tfidf,, my encoder/ ", "--heads", "grn", cwd=here)
+    assert plan.returncode == 0 and plan.stdout.startswith("2 runs on ")  # no name is no folder either
     # after an equals sign the shell leaves a tilde as it is
     plan = run_all("--demo", "--dry-run", "--output=~/out", cwd=here, HOME=str(tmp_path / "my home"))
     assert f"into {tmp_path}/my home/out/" in plan.stdout
@@ -247,6 +249,32 @@ def test_an_interruption_leaves_no_run_behind(tmp_path, number, status, hanging)
     assert all(run.status() == psutil.STATUS_ZOMBIE for run in alive)
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_of_the_table_is_one_too(tmp_path, number, status):
+    commands = stand_in(tmp_path / "bin", "accelerate", "true")
+    stand_in(tmp_path / "bin", "python", 'echo "$$" > "$PIDS"; exec sleep 300')
+    path = os.pathsep.join([str(commands), os.environ["PATH"]])
+    # fmt: off
+    grid = subprocess.Popen(
+        ["bash", ROOT / "run_all.sh", "--dataset", "someone/notes", "--models", "tfidf", "--output", tmp_path / "out",
+         "--report", tmp_path / "report"],
+        env=os.environ | {"PATH": path, "PIDS": str(tmp_path / "pids")},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
+    # fmt: on
+    deadline = time.monotonic() + 60
+    while not ((tmp_path / "pids").is_file() and (tmp_path / "pids").read_text().endswith("\n")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    evaluation = psutil.Process(int((tmp_path / "pids").read_text()))
+    grid.send_signal(number)
+    printed, _ = grid.communicate(timeout=60)
+    assert grid.returncode == status and "interrupted: given again" in printed
+    _, alive = psutil.wait_procs([evaluation], timeout=10)
+    assert not alive
+
+
 def test_mistakes_are_one_line():
     for arguments, message in (
         (["--heads", "gru"], "--heads gru: choose from linear"),
@@ -254,6 +282,7 @@ def test_mistakes_are_one_line():
         (["--jobs", "0"], "--jobs 0: give a number from 1"),
         (["--train-sizes", "100,all"], "--train-sizes all: give numbers of notes, or full"),
         (["--folds"], "--folds needs a value"),
+        (["--dataset", ""], "--dataset needs a value"),
         (["--unlabeled"], "--unlabeled needs a value"),
         (["--unlabeled", "--jobs", "1"], "--unlabeled needs a value"),
         (["--average", "mean"], "--average mean: choose from macro"),
