@@ -4,6 +4,7 @@
 """
 
 import itertools
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,8 @@ def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
         title = "Best for their hours" + (f", {dataset}" if len(fronts) > 1 else "")
         lines = [f"{place} {name}" for place, name in enumerate(names, start=1)]
         handles += [Patch(alpha=0, label=line) for line in (title, *lines)] if names else []
+    for handle in handles:  # else a long name leaves no room for the figure
+        handle.set_label(textwrap.fill(handle.get_label(), 40))
     figure.legend(handles=handles, loc="outside right upper", frameon=False)
     return figure
 

@@ -156,10 +156,12 @@ class Compared:
     table: pd.DataFrame | None
     verdict: Verdict | None
 
-    @property
-    def looked_at(self) -> list[int]:
-        """The models of a closer look: those of the verdict, or the only one that there is."""
-        return list(range(len(self.cells))) if self.verdict is None else self.verdict.shown
+    def looked_at(self, metric: str) -> list[int]:
+        """The models of a closer look: those of the verdict; where there is none, the one of the highest `metric`."""
+        if self.verdict is not None:
+            return self.verdict.shown
+        ranked = sorted(range(len(self.cells)), key=lambda place: np.nan_to_num(self.answers[place].estimate(metric)))
+        return ranked[-1:]
 
 
 @dataclass
@@ -250,7 +252,7 @@ def write_report(
                         "as it is": all_seeds(compared[name].trust[place].told),
                         "at temperature": all_seeds(compared[name].trust[place].tempered),
                     }
-                    for place in compared[name].looked_at
+                    for place in compared[name].looked_at(f"f1_{average}")
                 }
                 drawn[f"reliability_{number_of_dataset}"] = draw_reliability(claims)
         for name, figure in drawn.items():
@@ -306,7 +308,8 @@ def all_seeds(claims: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, 
 
 def escape_markdown(text: str) -> str:
     """The name of a class or of a data set may hold what ends a cell or a line, or is read as markup."""
-    return re.sub(r"[\\|*`<&\[\]]", r"\\\g<0>", " ".join(text.split()))
+    markup = r"[\\|*`<&\[\]~]|(?<![^\W_])_|_(?![^\W_])"  # within a word "_" is none
+    return re.sub(markup, r"\\\g<0>", " ".join(text.split()))
 
 
 def code_in_html(text: str) -> Markup:
@@ -339,7 +342,7 @@ def describe(
         trust=trust_table(cells, compared) if compared.cells else None,
         problems=list_problems(cells),
     )
-    for row in compared.looked_at:
+    for row in compared.looked_at(f"f1_{average}"):
         answers, class_names = compared.answers[row], results.class_names.iloc[0]
         title = cell_name(cells.loc[compared.cells[row]])
         tables = [class_table(answers, class_names), confusion_table(answers, class_names)]
@@ -497,8 +500,8 @@ def points_table(points: pd.DataFrame) -> Table:
     `predict.py --threshold` takes, and the means of what each fold's own one gave."""
     rows = []
     for (kept, required), folds in points.groupby(["kept", "required"], sort=False):
-        # with all the digits of a float32: those of a rare class, or of a model that is too sure, lie at 0 or 1
-        threshold = number(folds.threshold.astype(float).median(), ".9g")
+        # with all its digits: those of a rare class, or of a model that is too sure, lie at 0 or 1
+        threshold = number(folds.threshold.astype(float).median(), "")
         means = [number(folds[name].astype(float).mean(), ".3f") for name in ("recall", "precision")]
         rows.append(
             [
@@ -738,11 +741,12 @@ def describe_runs(results: pd.DataFrame) -> dict[str, str]:
         f"{row.model}: {row.backbone}" + (f" at {row.revision[:12]}" if row.revision != "-" else "")
         for row in encoders.itertuples()
     }
+    positive = f" (positive: {first.class_names[1]})" if first.task == "binary" else ""
     parts = f"a fold: train {span(train)}, validation {span(validation)}, test {span(test)}"
     commits = results.git_commit.str[:12] + results.git_dirty.map({True: " (with uncommitted changes)"}).fillna("")
     return {
         "Notes": f"{span(train + validation + test)} ({parts})" if first.train_size == "-" else parts,
-        "Task": f"{first.task}, {len(first.class_names)} classes: {', '.join(first.class_names)}",
+        "Task": f"{first.task}, {len(first.class_names)} classes: {', '.join(first.class_names)}{positive}",
         "Data fingerprint": first.fingerprint,
         **({"Encoders": "; ".join(sorted(encoders))} if encoders else {}),
         "Folds": distinct(results.num_folds),

@@ -106,6 +106,14 @@ def test_front_holds_what_no_cheaper_model_equals(runs):
     assert legend[-4:] == ["Best for their hours", "1 tfidf", "2 alibert", "3 drbert"]
 
 
+def test_long_names_leave_room_for_the_figure(runs):
+    write_run(runs, "hospital/" + "a-very-long-name-" * 5, "grn", "frozen")
+    figure = figures.draw_figure(aggregated(runs), "macro")
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width > 0.4
+    assert max(len(line) for text in figure.legends[0].texts for line in text.get_text().split("\n")) <= 40
+
+
 def test_hours_are_written_as_decimals(runs):
     for model, hours in (("tfidf", 0.01), ("drbert", 0.2)):
         write_run(runs, model, cost__training_hours=hours)

@@ -60,7 +60,7 @@ def test_markdown_table_reads_back(runs, make_report):
     assert (drbert["Training hours (all folds)"], drbert["Feature hours (shared)"]) == ("0.5", "0.125")
     assert (alibert["F1 (macro)"], alibert["Folds"], alibert["Notes"]) == ("0.990", "1/2", "INCOMPLETE")
     assert (adapter["F1 (macro)"], adapter["Folds"], adapter["Notes"]) == ("-", "-", "FAILED")
-    assert "- failed: drbert adapter frozen: adapter: a | b" in text
+    assert "- failed: drbert adapter frozen: adapter: a \\| b" in text
 
 
 def test_a_bar_in_a_name_does_not_break_the_table(runs, make_report):
@@ -125,6 +125,12 @@ def test_one_model_is_looked_at_as_closely(runs, make_report):
     assert "### Can its probabilities be trusted?" in text and (folder / "reliability_1.svg").exists()
     assert "Can its probabilities be trusted?" in page and "A closer look: tfidf" in page
     assert "Are the differences real?" not in text + page
+
+
+def test_a_threshold_near_one_is_given_with_all_its_digits():
+    sure = 1 - 5e-11
+    points = pd.DataFrame({"kept": "recall", "required": 0.9, "threshold": sure, "recall": 0.9, "precision": [0.9]})
+    assert float(report.points_table(points).rows[0][1]) == sure
 
 
 def test_what_knows_test_text_is_not_called_best(runs, make_report):
@@ -447,10 +453,10 @@ def test_a_mistake_of_one_seed_is_not_rounded_away():
 
 def test_names_are_no_markup(runs, make_report):
     for model in ("tfidf", "drbert"):
-        write_run(runs, model, data__class_names=["<b>no</b>", "*`yes`* [a](b)"])
+        write_run(runs, model, data__class_names=["<b>no</b>", "*`yes`* [a](b) __c__ d_e"])
     folder = make_report()
     text, page = (folder / "results.md").read_text(), (folder / "index.html").read_text()
-    assert "\\<b>no\\</b>" in text and "\\*\\`yes\\`\\* \\[a\\](b)" in text
+    assert "\\<b>no\\</b>" in text and "\\*\\`yes\\`\\* \\[a\\](b) \\_\\_c\\_\\_ d_e" in text
     assert "<b>no</b>" not in text.replace("\\<", "") + page and "*`yes`*" in page
 
 
@@ -486,6 +492,9 @@ def test_of_a_few_groups_there_is_no_verdict(runs, make_report):
     text = (make_report() / "results.md").read_text()
     assert "No verdict: of only 2 groups of test notes (patients, documents) no test finds a difference" in text
     assert "Deploy" not in text and "tfidf has F1 (macro) " in text
+    assert "- Task: binary, 2 classes: absent, present (positive: present)" in text
+    look = text[text.index("### A closer look") : text.index("## What the papers report")]
+    assert "tfidf:" in look and "drbert" not in look  # of many models it would be a page each
 
 
 def test_folds_drawn_twice_count_a_note_once():
