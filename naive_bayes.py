@@ -30,14 +30,16 @@ def weigh(matrix: sparse.csr_array, labels: np.ndarray, power: int = 1) -> np.nd
     has_class = labels if labels.ndim == 2 else np.eye(labels.max() + 1, dtype=int)[labels]
     of_class = has_class.sum(axis=0)
     kept = (of_class > 0) & (of_class < len(labels))  # a class that no or every note has is told by nothing
-    if not kept.any() or not matrix.nnz:
+    if power == 0 or not kept.any() or not matrix.nnz:
         return np.ones(matrix.shape[1])
-    has_class, of_class = has_class[:, kept], of_class[kept, None]
     occurrences = present.sum(axis=0)
-    within = present.T.dot(has_class).T  # (classes, features): notes with both
-    share = (within + SMOOTHING) / (of_class + 2 * SMOOTHING)
-    elsewhere = (occurrences - within + SMOOTHING) / (len(labels) - of_class + 2 * SMOOTHING)
-    told = np.abs(np.log(share / elsewhere)).max(axis=0) ** power
+    told = np.zeros(matrix.shape[1])
+    for column, notes in zip(has_class.T[kept], of_class[kept], strict=True):  # all at once take gigabytes
+        within = present.T @ column  # (features,): notes with both
+        share = (within + SMOOTHING) / (notes + 2 * SMOOTHING)
+        elsewhere = (occurrences - within + SMOOTHING) / (len(labels) - notes + 2 * SMOOTHING)
+        np.maximum(told, np.abs(np.log(share / elsewhere)), out=told)
+    told **= power
     scale = np.sqrt((told**2 * occurrences).sum() / occurrences.sum())
     return told / scale if scale else np.ones_like(told)
 

@@ -23,14 +23,14 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from naive_bayes import POWERS, fit_weighted, weigh
 from scratch_model import NgramBranch
-from tokenization import UNSPACED
+from tokenization import MARKS, UNSPACED
 
 C = 10.0  # inverse strength of the penalty (ours)
 ALIKE = 10.0  # how strongly the weights of the logits are drawn towards each other (ours)
 NEVER = -10.0  # the logit of a class that no training note has
 MIN_NOTES = 2  # a bucket of fewer training notes says nothing
 # A byte that begins a character of three bytes or four is none of a word, as punctuation and those scripts (ours).
-IN_WORD = re.compile(f"[^\\W_{UNSPACED}]|[\udc80-\udcdf]")
+IN_WORD = re.compile(f"[^\\W_{UNSPACED}]|[{MARKS}\udc80-\udcdf]")
 ENCODER = "encoder"  # among the weights of the logits
 # name -> number of the vector, power of its naive Bayes weights
 FITS = {

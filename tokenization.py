@@ -11,9 +11,11 @@ documents, or patients, share; a rarer word, such as a name, is encoded by small
 """
 
 import io
+import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import chain
+from unicodedata import category
 
 import sentencepiece
 from tokenizers import (
@@ -39,7 +41,10 @@ BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 # Japanese, Chinese. Each is taken for a word (ours): else a whole clause would be one, which no other note has.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
 UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-WORD = f"[{UNSPACED}]|[^\\W{UNSPACED}]+"
+# Signs at a letter, such as the vowels of Hindi and Arabic: to Python's regular expressions no part of a word.
+MARKS = "".join(mark for mark in map(chr, range(0x20000)) if category(mark)[0] == "M")
+MARKS = re.sub(f"[{UNSPACED}]", "", MARKS)
+WORD = f"[{UNSPACED}]|[^\\W{UNSPACED}]+(?:[{MARKS}]+[^\\W{UNSPACED}]*)*"
 
 
 def train_tokenizer(
@@ -97,16 +102,21 @@ def _check_size(vocab_size: int, needed: int):
         raise DataError(f"--vocab_size {vocab_size}: single characters and special tokens alone take {needed}.")
 
 
+RESERVED = "\u2585"  # SentencePiece's own: it leaves out every line that holds one, such as a redaction's black bar
+
+
 def _learn_unigram(shared: list[list[str]], words: set[str], vocab_size: int) -> models.Unigram:
     """By the SentencePiece library, whose training is deterministic where that of `tokenizers` is not."""
-    alphabet = sorted(set("".join(words)))
+    alphabet = sorted(set("".join(words)) - {RESERVED})
     _check_size(vocab_size, len(ROBERTA_SPECIAL) + len(alphabet))
     # SentencePiece itself splits at "▁" alone: a word without one, after an apostrophe or a slash, begins a line. (A
     # line for each word would not do: the first candidates are strings that are followed by different characters.)
     lines = (
         line
         for words in shared
-        for line in "".join(word if word.startswith("▁") else f"\n{word}" for word in words).split("\n")
+        for line in "".join(word if word.startswith("▁") else f"\n{word}" for word in words)
+        .replace(RESERVED, "\n")
+        .split("\n")
         if line
     )
     serialized = io.BytesIO()

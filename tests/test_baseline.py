@@ -104,6 +104,13 @@ def test_words_of_scripts_without_spaces():
     assert "患" in words and "咳 嗽" in words and not [word for word in words if len(word.split()[0]) > 1]
 
 
+def test_words_with_signs_at_their_letters():
+    """As the vowels of Hindi and Arabic are; Python's own \\w ends a word at each."""
+    texts = [f"रोगी को {'बुखार' if number % 2 else 'दर्द'} है، مُصاب" for number in range(20)]
+    words = fit_features(texts)[0].named_transformers["words"].vocabulary_
+    assert {"रोगी", "बुखार", "दर्द", "مُصاب"} <= set(words)
+
+
 def test_notes_that_share_no_word():
     with pytest.raises(DataError, match="No word occurs in two of the 3 training notes: is --text_column the one"):
         fit_features(["p001", "q234", "r567"])

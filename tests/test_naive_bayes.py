@@ -1,5 +1,7 @@
 """The weights by hand and as scikit-learn's naive Bayes has them; coefficients that hold them; what it is good for."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -56,6 +58,18 @@ def test_of_several_classes_the_one_that_a_feature_tells_most_counts():
     for given in (labels, as_labels):
         weights = weigh(csr_array(counts), given)
         np.testing.assert_allclose(weights / weights[0], told / told[0])
+
+
+def test_many_classes_need_no_more_memory():
+    """A matrix (classes, features) would be gigabytes of codes and their n-grams: here 80 MB."""
+    rows = np.arange(1000)
+    matrix = csr_array((np.ones(1000), (rows, rows * 10)), shape=(1000, 10_000))
+    tracemalloc.start()
+    for power in (0, 1):
+        weigh(matrix, rows, power)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30e6
 
 
 def test_nothing_told_is_no_weighing():

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 from calibration import log_loss
 from metrics import probabilities_from_logits
 from naive_bayes import weigh
-from ngrams import FITS, C, choose_weights, count_ngrams, fit_ngrams, ngram_features, set_ngrams, spell_tokens
+from ngrams import FITS, IN_WORD, C, choose_weights, count_ngrams, fit_ngrams, ngram_features, set_ngrams, spell_tokens
 from scratch_model import NgramBranch, ScratchConfig, ScratchForSequenceClassification
 from tokenization import train_tokenizer
 
@@ -106,6 +106,7 @@ def test_tokens_are_spelled_in_lower_case_and_special_ones_not_at_all():
     assert "".join(characters).startswith("le patient n'a pas de fi")
     in_words = [chr(number // 2) for token in ids for number in spelling[token] if number % 2]
     assert "".join(in_words).startswith("lepatientnapasdefi")
+    assert all(IN_WORD.fullmatch(sign) for sign in "\u0940\u064f")  # vowels of Hindi and Arabic
     assert len(spelling) == len(TOKENIZER) + 2 and spelling[TOKENIZER.all_special_ids].sum() == 0
     assert (spell_tokens(TOKENIZER, len(TOKENIZER), 2) > 0).sum(1).max() == 2
 

@@ -53,6 +53,13 @@ def test_rare_word_is_encoded_but_not_spelled_out(tokenizer):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_black_bar_costs_no_other_character(family):
+    """SentencePiece keeps it for itself, and left out whatever stood in one line with it."""
+    tokenizer = train_tokenizer([*TEXTS, "Vu par ▅▅▅ le žx"], family, 430, 32)
+    assert tokenizer.unk_token_id not in tokenizer(" žx", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_documents_of_one_patient_count_once(family):
     texts = TEXTS[:40] + [f"Visite {number} : Zwiebelkopf" + " à °C" * (number % 2) for number in range(8)]
     groups = [f"p{number}" for number in range(40)] + ["p40"] * 8
