@@ -306,7 +306,8 @@ def test_mistakes_are_one_line():
 )
 def test_an_argument_that_no_run_takes_stops_the_grid(notes_file, tmp_path, argument, value, message):
     models = ("--models", "tfidf,tfidf-nb,transformer", "--jobs", 1)
-    done = run_all("--dataset", notes_file, "--output", tmp_path / "runs", *models, argument, value)
+    folders = ("--output", tmp_path / "runs", "--report", tmp_path / "report")
+    done = run_all("--dataset", notes_file, *folders, *models, argument, value)
     assert done.returncode == 2 and done.stderr.endswith(f"{argument}{message}\n")
     assert done.stdout.count("FAILED") == 1
 
