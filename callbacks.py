@@ -5,8 +5,10 @@ And the Trainer that obeys it, where a resumed training has reached that end alr
 
 import logging
 import time
+from pathlib import Path
 
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
 logger = logging.getLogger("train")
@@ -112,6 +114,12 @@ class ObedientTrainer(Trainer):
     def _run_epoch(self, *args, **kwargs):
         if not self.control.should_training_stop and self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
+
+    def log_to(self, folder: Path):
+        """Where TensorBoard's logs go, unless its own variable says so: else beside the checkpoints, which go."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(folder)
 
 
 class StopAfterEpoch(TrainerCallback):

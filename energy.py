@@ -22,7 +22,10 @@ LONGEST = 600.0  # seconds between two looks at a counter, which begins anew whe
 
 @dataclass
 class Reading:
-    """Filled when the measurement ends; None where it was too short or codecarbon knew nothing."""
+    """Filled when the measurement ends; None where it was too short or codecarbon knew nothing.
+
+    `power_is_measured`: whether this machine measures power, however short the measurement was.
+    """
 
     power_watts: float | None = None
     co2_g_per_kwh: float | None = None
@@ -80,7 +83,7 @@ def measure_power(country: str | None, on_gpu: bool = False) -> Iterator[Reading
         if seconds >= SHORTEST and energy > 0:
             reading.power_watts = energy * 3.6e6 / seconds
             reading.co2_g_per_kwh = emissions * 1000 / energy
-            reading.power_is_measured = counters_can_be_read()
+        reading.power_is_measured = counters_can_be_read()
 
 
 def counters_can_be_read() -> bool:

@@ -60,6 +60,7 @@ SCORES += ["hamming_loss", "auroc", "auprc", "mcc"]
 # The part of the files that is read, in their shape: field and type. TEXT may be null and is then read as "-".
 # results.py writes them; it is not imported for its version number, because that would load torch.
 SCHEMA_VERSION = 9
+REMOVED = {"word_dropout": 0.0}  # arguments of earlier versions, as a result that lacks them was made
 TEXT, NUMBER, NUMBER_OR_NONE = str | None, int | float, int | float | None
 RUN = {"run_id": str, "dataset": str, "model": str, "head": TEXT, "tuning": TEXT, "train_size": int | None}
 PLAN = ["run_id", *CELL[1:]]
@@ -163,8 +164,8 @@ def parse_args() -> argparse.Namespace:
         "--average",
         default="macro",
         choices=["macro", "weighted", "positive", "micro"],
-        help="how precision, recall and F1 are averaged over classes in the table and the figure; positive is the "
-        "positive class of a binary task, micro is for multi-label tasks (default: macro; the CSV holds them all)",
+        help="how precision, recall and F1 are averaged over classes, in the tests and the verdict too; positive is "
+        "the positive class of a binary task, micro is for multi-label tasks (default: macro; the CSV holds them all)",
     )
     parser.add_argument(
         "--price_per_hour",
@@ -346,9 +347,8 @@ def check_comparable(results: pd.DataFrame) -> None:
         said = {}  # a result of before an argument was written down lacks it: train.py takes it for the same run too
         for row in group.itertuples():
             folder = row.path.parent.parent
-            differ = [
-                name for name, value in row.settings.items() if said.setdefault(name, (value, folder))[0] != value
-            ]
+            settings = REMOVED | row.settings
+            differ = [name for name, value in settings.items() if said.setdefault(name, (value, folder))[0] != value]
             if differ:
                 raise ValueError(
                     f"different settings under one name ({', '.join(differ)}), report them apart: "

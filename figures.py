@@ -129,7 +129,9 @@ def draw_curves(curves: dict[str, pd.DataFrame], average: str) -> Figure:
         last = curve.iloc[-1]
         style = marker_style(colours[shown_model(last)], last["head"], last.tuning)
         f1, sd = curve[f"f1_{average}_mean"], curve[f"f1_{average}_sd"]
-        axes.errorbar(curve.train_notes, f1, yerr=sd, label=name, capsize=2, elinewidth=0.8, **style)
+        axes.errorbar(
+            curve.train_notes, f1, yerr=sd, label=textwrap.fill(name, 40), capsize=2, elinewidth=0.8, **style
+        )
     axes.set(xscale="log", xlabel="training notes", ylabel=f"F1 ({average}), mean ± sd over folds and seeds")
     sizes = sorted({round(notes) for curve in curves.values() for notes in curve.train_notes})
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -155,7 +157,13 @@ def draw_reliability(claims: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
             axes.plot(mean[filled], share[filled], color=colour, linewidth=1, label=name)
             area = 10 + 150 * count[filled] / count.max()
             axes.scatter(mean[filled], share[filled], area, color=colour, marker=marker, alpha=0.6, linewidths=0)
-        axes.set(title=model, xlabel="claimed probability", ylabel="share that is so", xlim=(0, 1), ylim=(0, 1))
+        axes.set(
+            title=textwrap.fill(model, 40),
+            xlabel="claimed probability",
+            ylabel="share that is so",
+            xlim=(0, 1),
+            ylim=(0, 1),
+        )
         axes.set_aspect("equal")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -80,7 +80,8 @@ class ModelArguments:
     )
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA; its scale alpha is twice the rank (ours)."})
     vocab_size: int = field(
-        default=6000, metadata={"help": "Largest vocabulary of a model from scratch (8,000 of one pretrained)."}
+        default=6000,
+        metadata={"help": "Largest vocabulary of a model from scratch; one pretrained in-house always has 8,000."},
     )
     unlabeled: list[str] = field(
         default_factory=list,

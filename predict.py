@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, help="notes, as for train.py; labels are not needed")
     parser.add_argument("--text_column", "--text-column", default="text", help="column with the note")
     parser.add_argument("--id_column", "--id-column", help="column with a unique note id (default: id or note_id)")
-    parser.add_argument("--output", default="predictions.csv", help="CSV file to write")
+    parser.add_argument("--output", default="predictions.csv", help="CSV file to write, a new one (predictions.csv)")
     parser.add_argument(
         "--threshold",
         type=float,

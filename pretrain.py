@@ -223,7 +223,9 @@ class PretrainArguments:
             "Transformer."
         },
     )
-    held_out_fraction: float = field(default=0.05, metadata={"help": "Fraction of the documents kept to measure on."})
+    held_out_fraction: float = field(
+        default=0.05, metadata={"help": "Fraction of the documents kept to measure on, 5 to 100 of them."}
+    )
     stand_in_for: str | None = field(
         default=None,
         metadata={"help": "Mark the encoder as a small stand-in for this one, so that reports call it that."},
@@ -728,6 +730,7 @@ def train_masked_lm(
         muon=arguments.muon,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.log_to(output / "tensorboard")
     loss_before = trainer.evaluate()["eval_loss"]
     if not math.isfinite(loss_before):
         raise ArgumentError(

@@ -12,6 +12,7 @@
 #   --output DIR       runs, logs, plan (default: runs)             --report DIR   table and figure (default: report)
 #   --train-sizes a,b  for learning curves, each model once for each number of training notes (default: full, which
 #                      is all of them): 100,250,500,1000,full
+#   --cache_dir D      hidden states and pretrained models (default: features and pretrained in --output)
 #   --unlabeled P ...  further text, files or folders, for the models pretrained in-house
 #   --price-per-hour R what an hour of the machine costs, in any currency: the report then has prices
 #   --average A        of precision, recall and F1 in the report: macro (default), weighted, positive or micro

@@ -40,7 +40,7 @@ from energy import known_countries
 from locks import FolderError, only_run_in
 from machine import bfloat16_is_fast, describe_machine
 from memory import MemoryBudgetError
-from metrics import NoteClassificationMetric, decide, selectable_scores, tune_thresholds
+from metrics import SELECTION_METRIC, NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from muon import GOES_WITH
 from pretrain import DECISIVE, SHARE, ArgumentError, ArgumentParser, check_ranges, check_training
@@ -94,6 +94,7 @@ COMMON_RECIPE = dict(
     seed=0,
 )
 UNSAID = {field.name: field.default for field in fields(TrainingArguments)}  # of a result that lacks one of these
+UNSAID |= {"word_dropout": 0.0}  # which has been removed since, as in evaluate.py
 # The arguments of the model that cannot.
 NOT_DECISIVE = "seeds keep_model overwrite cache_dir features_only country_iso_code".split()
 OF_TOKENS = ("max_length", "long_notes", "window_stride")
@@ -133,7 +134,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         description=__doc__.splitlines()[0],
         allow_abbrev=False,  # run_all.sh would take --fold for another argument than --folds
         epilog=f"Other defaults than shown, for every model: {COMMON_RECIPE}, output_dir runs/..., use_cpu and bf16 "
-        f"as the machine is; by kind of model: {RECIPES}; for models pretrained in-house also: {OF_IN_HOUSE}",
+        f"as the machine is, metric_for_best_model {SELECTION_METRIC}; by kind of model: {RECIPES}; for models "
+        f"pretrained in-house also: {OF_IN_HOUSE}",
     )
     first_look, _ = parser.parse_known_args(argv)  # the recipe depends on --model and --tuning
     chosen = ModelArguments(model=first_look.model, head=first_look.head, tuning=first_look.tuning)
@@ -191,8 +193,8 @@ def check_numbers(model_args: ModelArguments, training_args: TrainingArguments):
     check_ranges(vars(training_args) | vars(model_args), RANGES)
     if (name := training_args.lr_scheduler_type.value) in ("reduce_lr_on_plateau", "greedy"):
         raise ArgumentError(
-            f"--lr_scheduler_type {name}: goes by validation, which the model for use does not have; give another, "
-            "as cosine."
+            f"--lr_scheduler_type {name}: waits for a lower score, where a higher one is better; give another, as "
+            "cosine."
         )
     if training_args.resume_from_checkpoint is not None:
         raise ArgumentError("--resume_from_checkpoint: a run goes on by itself where it stopped; leave it out.")
@@ -391,7 +393,7 @@ def check_same_settings(folder: Path, finished: dict, settings: dict, data_finge
     for part in ("model", "data", "training"):
         before, now = finished["arguments"][part], settings[part]
         different += [
-            f"{name} {before.get(name, UNSAID.get(name))}, now {now.get(name)}"
+            f"{name} {before.get(name, UNSAID.get(name))}, now {now.get(name, UNSAID.get(name))}"
             for name in {**now, **before}  # also what another version asked for
             # of these the fingerprints tell, however the path was written
             if name != "dataset"

@@ -35,7 +35,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from backbones import encoder_fingerprint, find_backbone, load_config_and_tokenizer
@@ -550,9 +549,8 @@ def train_network(
             class_weights=class_weights,
             muon_learning_rate=model_args.muon_learning_rate,
         )
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-                callback.logging_dir = str(folder.parent / "tensorboard")  # else beside checkpoints, which go
+        logs = folder.parent / "tensorboard"
+        trainer.log_to(logs / f"member-{number}" if number else logs)
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(output))
         if not all(weights.isfinite().all() for weights in network.parameters() if weights.requires_grad):
             raise ArgumentError(DIVERGED)  # which validation would have told, had it been looked at

@@ -234,12 +234,13 @@ def test_a_mistake_is_one_line(run_command, tmp_path):
     assert "Traceback" not in complaints
 
 
-def test_where_it_goes_is_known_before_the_probing(run_command, notes_file, tmp_path, monkeypatch):
+def test_where_it_goes_is_known_before_the_probing(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").write_text("in the way")
     monkeypatch.setattr(command, "estimate_all", None)
     monkeypatch.setattr(sys, "stdin", io.StringIO("tfidf\ttfidf\t-\t-\t-\n"))
     monkeypatch.setattr(sys, "argv", ["estimate.py", "--estimate", str(tmp_path / "runs" / "estimate.json")])
     assert command.main() == 1
+    assert f"error: {tmp_path}/runs: cannot be made or written (" in capsys.readouterr().err
 
 
 def test_an_unforeseen_error_quotes_no_note(run_command, notes_file, monkeypatch):

@@ -365,6 +365,7 @@ def test_different_data_under_one_name_are_refused(runs, evaluate, change):
         # points of one learning curve
         ({"model__revision": "9", "run__train_size": 20}, "backbones"),
         ({"arguments__training__learning_rate": 1.0, "run__train_size": 20}, "settings"),
+        ({"arguments__model__word_dropout": 0.15}, "settings"),  # an argument that has been removed since
     ],
 )
 def test_different_runs_are_not_averaged(runs, evaluate, change, what):
@@ -379,7 +380,7 @@ def test_different_runs_are_not_averaged(runs, evaluate, change, what):
 def test_other_settings_are_not_averaged(runs, evaluate):
     """Seeds that were added later have the settings of the others, wherever and in what order they were trained."""
     write_result(runs, "one", run__num_folds=1)
-    elsewhere = {"arguments__training": {"learning_rate": 1e-3, "data_seed": 7}}
+    elsewhere = {"arguments__training": {"learning_rate": 1e-3, "data_seed": 7}, "arguments__model__word_dropout": 0.0}
     write_result(runs, "other", run__num_folds=1, run__seed=1, **elsewhere)
     assert evaluate()[0] == 0
     write_result(runs, "third", run__num_folds=1, run__seed=2, arguments__training={"learning_rate": 1.0})

@@ -288,11 +288,12 @@ def test_finished_folds_are_kept_and_other_settings_refused(notes_file, tmp_path
     assert train.main(arguments(notes_file, output)) == 0
     assert train.main(arguments(notes_file, output, "--eval_delay", "1")) == 1
     assert "other settings (eval_delay 0, now 1" in capsys.readouterr().err
-    finished["arguments"]["model"]["word_dropout"] = 0.15  # of a version that had it
-    files[0].write_text(json.dumps(finished))
-    stamps[0] = files[0].stat().st_mtime_ns
-    assert train.main(arguments(notes_file, output)) == 1
-    assert "other settings (word_dropout 0.15, now None)" in capsys.readouterr().err
+    for hidden, status in ((0.0, 0), (0.15, 1)):  # an argument that has been removed since
+        finished["arguments"]["model"]["word_dropout"] = hidden
+        files[0].write_text(json.dumps(finished))
+        stamps[0] = files[0].stat().st_mtime_ns
+        assert train.main(arguments(notes_file, output)) == status
+    assert "other settings (word_dropout 0.15, now 0.0)" in capsys.readouterr().err
     invent_notes(93).to_csv(notes_file, index=False)
     assert train.main(arguments(notes_file, output)) == 1
     assert "was finished on other notes or other splits" in capsys.readouterr().err

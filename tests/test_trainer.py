@@ -13,6 +13,7 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 import trainer
 from baseline import Settings, TfidfClassifier
@@ -193,8 +194,8 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
         ("--model tfidf --per_device_train_batch_size 0", "--per_device_train_batch_size 0: give 1 or more"),
         ("--model transformer --gradient_checkpointing True", "--gradient_checkpointing: transformer has none"),
         ("--model drbert --neftune_noise_alpha 5", "--neftune_noise_alpha: drbert-grn-frozen trains no embeddings"),
-        ("--model drbert --lr_scheduler_type reduce_lr_on_plateau", "which the model for use does not have; give an"),
-        ("--model transformer --lr_scheduler_type greedy", "greedy: goes by validation, which the model for use"),
+        ("--model drbert --lr_scheduler_type reduce_lr_on_plateau", "waits for a lower score, where a higher one is"),
+        ("--model transformer --lr_scheduler_type greedy", "greedy: waits for a lower score, where a higher"),
         ("--model drbert --dataloader_drop_last True", "--dataloader_drop_last: would drop held-out text too"),
         ("--model drbert --prediction_loss_only True", "--prediction_loss_only: there would be nothing to score"),
         ("--model transformer --label_smoothing_factor 1.5", "--label_smoothing_factor 1.5: give 0, or more but less"),
@@ -261,7 +262,7 @@ def test_training_that_diverged_unseen_is_told(notes_file, tmp_path):
 
 
 def test_logs_for_tensorboard_outlive_the_checkpoints(notes_file, tmp_path, monkeypatch):
-    class Watch(trainer.TensorBoardCallback):
+    class Watch(TensorBoardCallback):
         def __init__(self):
             self.logging_dir, self.tb_writer, self._SummaryWriter = None, None, None
 
