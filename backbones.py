@@ -5,6 +5,7 @@ Knows the Hub and nothing of notes or training. A name is an alias of `BACKBONES
 
 import hashlib
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +66,15 @@ BACKBONES = {
 
 def find_backbone(model: str, revision: str | None = None) -> Backbone:
     """What `--model` and `--model_revision` mean; a known encoder may go by its alias or its Hub id."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return Backbone(str(folder), revision)
+    folder = os.path.expanduser(model)
+    if os.path.isdir(folder):
+        return Backbone(folder, revision)
     known = next((known for alias, known in BACKBONES.items() if model in (alias, known.hub_id)), Backbone(model))
     return Backbone(known.hub_id, revision or known.revision)
 
 
 def is_local(backbone: Backbone) -> bool:
-    return Path(backbone.hub_id).is_dir()
+    return os.path.isdir(backbone.hub_id)
 
 
 def encoder_fingerprint(backbone: Backbone) -> str:

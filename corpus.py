@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import READERS, DataArguments, DataError, Notes, read_unlabeled
+from data import READERS, DataArguments, DataError, Notes, local_path, read_unlabeled
 from tokenization import WORD
 
 logger = logging.getLogger(__name__)
@@ -101,11 +101,11 @@ def read_corpus(
     corpus = Corpus([], [])
     # The owner of a document that is a file: its folder where there are more folders than names of files, as in
     # patient7/letter.txt, else the file, as in 2024/p7.txt (ours).
-    in_folders = {source: _find_files(Path(source).expanduser()) for source in sources}
+    in_folders = {source: _find_files(local_path(source)) for source in sources}
     documents = [file for files, tables in in_folders.values() if not tables for file in files]
     by_folder = len({file.resolve().parent for file in documents}) > len({file.stem for file in documents})
     for source in sources:
-        path = Path(source).expanduser()
+        path = local_path(source)
         if path.is_dir():
             files, tables = in_folders[source]
             if tables and files:

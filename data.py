@@ -11,6 +11,7 @@ import csv
 import hashlib
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -132,10 +133,8 @@ class DataArguments:
     def __post_init__(self):
         if self.folds < 1:
             raise DataError(f"--folds {self.folds}: give 1 for a single split, or 2 and more for cross-validation.")
-        if self.repeats < 1 or (self.repeats > 1 and self.folds == 1):
-            raise DataError(
-                f"--repeats {self.repeats} with --folds {self.folds}: give 1, or more with 2 and more folds."
-            )
+        if self.repeats < 1:
+            raise DataError(f"--repeats {self.repeats}: give 1 or more.")
         if not 0 < self.validation_fraction < 0.5:
             raise DataError(f"--validation_fraction {self.validation_fraction}: give a fraction between 0 and 0.5.")
         if not 0 <= self.split_seed < 2**31:
@@ -228,17 +227,35 @@ def name_rows(rows: np.ndarray) -> str:
     return f"{len(rows)} row{'s' if len(rows) > 1 else ''} ({named}{', ...' if len(rows) > ROWS_NAMED else ''})"
 
 
-def _check_records(path: Path, separator: str):
+def local_path(source: str) -> Path:
+    """What a user gave as a file or a folder, whether there is one or not; `~` is the home folder.
+
+    Raises:
+        DataError: nobody may look at it, or a name is too long for one.
+    """
+    path = Path(os.path.expanduser(source))  # that of Path fails where no user has the name
+    try:
+        if path.is_dir():
+            os.listdir(path)
+    except OSError as error:
+        raise DataError(f"{source}: cannot be opened ({error.strerror}).") from None
+    return path
+
+
+def _check_records(path: Path, separator: str) -> list[int]:
     """What pandas takes without a word: of a quotation mark that is not doubled it makes one note of several.
 
     And it completes a record with fewer fields than the header. Some spreadsheets leave out empty cells at the end,
     but a note that an unquoted end of line cut in two looks alike: so it is told.
 
+    Returns:
+        In which line of the file each record begins: notes may have several.
+
     Raises:
         csv.Error: with the number of the line in which the record begins, of a quotation mark too many or too few.
     """
     csv.field_size_limit(2**31 - 1)  # of long notes
-    widths = []
+    widths, lines = [], []
     with open(path, encoding="utf-8-sig", newline="") as file:
         records = csv.reader(file, delimiter=separator, strict=True)
         while True:
@@ -249,6 +266,7 @@ def _check_records(path: Path, separator: str):
                 raise csv.Error(f"{begins} (fields parted by {separator!r})") from None
             if record is None:
                 break
+            lines.append(begins)
             if not widths:  # names of columns; without the last ones where they are empty
                 record = record[: max((place for place, name in enumerate(record, 1) if name), default=0)]
                 _check_header(path, record)
@@ -257,6 +275,7 @@ def _check_records(path: Path, separator: str):
     short = np.flatnonzero(np.array(widths[1:]) < widths[0]) if widths else []
     if len(short):
         logger.warning("%s: fewer fields than the header in %s; read as empty", path.name, name_rows(short))
+    return lines
 
 
 def _check_header(path: Path, names: list[str]):
@@ -268,11 +287,15 @@ def _check_header(path: Path, names: list[str]):
 
 
 def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
-    _check_records(path, separator)
+    lines = _check_records(path, separator)
     options = dict(sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     # of a table of one column a blank line is an empty note, but at the end of the file
     has_more = len(pd.read_csv(path, nrows=0, **options).columns) > 1
-    frame = pd.read_csv(path, skip_blank_lines=has_more, **options)
+    try:
+        frame = pd.read_csv(path, skip_blank_lines=has_more, **options)
+    except pd.errors.ParserError as error:
+        record = re.search(r"line (\d+)", str(error))  # what pandas calls a line is a record
+        raise ValueError(f"line {lines[int(record[1]) - 1]}" if record else "") from None
     if not has_more:
         filled = np.flatnonzero(~frame.isin(["", np.nan]).all(axis=1))
         frame = frame.iloc[: filled[-1] + 1 if len(filled) else 0]
@@ -336,8 +359,8 @@ def _read_file(path: Path) -> pd.DataFrame:
         problem = "is empty"
     except DataError:
         raise
-    except UnicodeDecodeError as error:
-        problem = f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
+    except UnicodeDecodeError:
+        problem = f"is not UTF-8 text (byte {_first_byte_of_none(path)}); save it as UTF-8"
     except OSError as error:
         problem = f"cannot be opened ({error.strerror or type(error).__name__})"
     except csv.Error as error:
@@ -351,6 +374,14 @@ def _read_file(path: Path) -> pd.DataFrame:
     raise DataError(f"{path} {problem}.")
 
 
+def _first_byte_of_none(path: Path) -> int:
+    """Where the file stops being UTF-8: readers that take it piece by piece count from the piece's beginning."""
+    try:
+        path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        return error.start
+
+
 def _read_table(arguments: DataArguments, needed: list[str]) -> tuple[pd.DataFrame, dict[str, list[str]]]:
     """Every row of the corpus in one frame, and class names by column where the source declares them.
 
@@ -360,18 +391,17 @@ def _read_table(arguments: DataArguments, needed: list[str]) -> tuple[pd.DataFra
     source = arguments.dataset
     if not source.strip():
         raise NoNotesError("--dataset is empty; give a file, a folder or the id of a data set on the Hub.")
-    path = Path(source).expanduser()
+    path = local_path(source)
     of_hub = arguments.dataset_config or arguments.dataset_revision
     if of_hub and (source.split(":")[0] == "synthetic" or path.exists()):
         raise DataError(f"--dataset_config and --dataset_revision are for data sets of the Hub; {source} is none.")
     if source.split(":")[0] == "synthetic":
+        if not re.fullmatch(r"synthetic(:-?\d+){0,2}", source):
+            raise DataError(f"--dataset {source}: write synthetic, synthetic:NOTES or synthetic:NOTES:SEED.")
         try:
-            sizes = [int(number) for number in source.split(":")[1:]]
-            return synthetic.generate_notes(*sizes), {}
-        except (ValueError, TypeError) as error:
-            raise DataError(
-                f"--dataset {source}: write synthetic, synthetic:NOTES or synthetic:NOTES:SEED."
-            ) from error
+            return synthetic.generate_notes(*map(int, source.split(":")[1:])), {}
+        except ValueError as error:
+            raise DataError(f"--dataset {source}: {error}") from None
     if path.is_file():
         return _read_file(path), {}
     if path.is_dir():

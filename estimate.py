@@ -41,7 +41,7 @@ from memory import MemoryBudgetError
 from models import TUNINGS, prepare_encoder
 from pretrain import REPORT_FILE, ArgumentError
 from results import SCHEMA_VERSION, write_json
-from splits import Split, draw_splits, draw_training_parts
+from splits import Split, draw_splits, draw_training_parts, fingerprint
 from train import check_selection, parse_arguments, tell_unforeseen
 from trainer import Run, epochs_to_train, train_baseline, train_network
 
@@ -214,6 +214,7 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
         "feature_hours": speed.features * len(run.notes) / 3600,
         "pretraining_hours": pretraining / 3600,
         "epochs": epochs,
+        "folds": folds,  # of all seeds
     }
 
 
@@ -222,7 +223,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--estimate", type=Path, default=Path("runs/estimate.json"), help="where the estimate goes")
     args, of_train = parser.parse_known_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is derived from the notes is cleared away
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that what is derived from the notes is cleared away
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     logging.basicConfig(format="%(message)s", level=logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -240,6 +243,9 @@ def main() -> int:
         estimates, problems = estimate_all(plan, parsed)
     except (ArgumentError, DataError) as error:
         return complain(error)
+    except KeyboardInterrupt:
+        print("interrupted: no estimate was written", file=sys.stderr)
+        return 130
     except Exception as error:
         return complain(tell_unforeseen(error, parsed[0][2].log_level))
 
@@ -328,7 +334,8 @@ def estimate_all(plan: list[dict], parsed: list[tuple]) -> tuple[dict[str, dict]
             except (BackboneError, DataError, MemoryBudgetError) as error:
                 problems[line["run_id"]] = str(error)
                 continue
-            estimates[line["run_id"]] = estimate(run, splits, speeds[kind], start_up)
+            known = estimate(run, splits, speeds[kind], start_up)
+            estimates[line["run_id"]] = known | {"fingerprint": fingerprint(*corpus)}
     return estimates, problems
 
 

@@ -35,6 +35,7 @@ else:
     import argparse
     import json
     import math
+    import os
     import re
     import shlex
 
@@ -281,8 +282,8 @@ def read_plan(path: Path) -> dict:
 
 def model_name(model: str) -> str:
     """A folder by its name, as results have it, also one that is no longer there."""
-    path = Path(model).expanduser()
-    return path.absolute().name if path.is_absolute() or path.is_dir() else model
+    path = Path(os.path.expanduser(model))
+    return path.absolute().name if path.is_absolute() or os.path.isdir(path) else model
 
 
 def read_estimate(path: Path) -> dict:
@@ -330,7 +331,11 @@ def check_comparable(results: pd.DataFrame) -> None:
             f"the same model, seed and fold more than once, remove all but one of: {', '.join(map(str, twice.path))}"
         )
     alike = [
-        (["dataset"], ["fingerprint", "task", "class_names"], "different notes, tasks or classes under one data set"),
+        (
+            ["dataset"],
+            ["fingerprint", "task", "class_names"],
+            "different notes, splits of them, tasks or classes under one data set",
+        ),
         (CELL, ["num_folds"], "different folds under one name"),
         (CURVE, ["backbone", "revision", "stand_in_for", "transductive"], "different backbones under one name"),
     ]
@@ -405,7 +410,7 @@ def compare_models(cells: pd.DataFrame, results: pd.DataFrame, metric: str, unre
     table = comparison.compare(answers, metric, folds.test_notes.sum() / folds.train_notes.sum())
     rows = cells.loc[kept].reset_index(drop=True)
     collapsed = rows.collapsed_folds == rows.folds_finished
-    verdict = comparison.choose_model(table, report.hours_to_compare(rows), collapsed, len(set(answers[0].ids)))
+    verdict = comparison.choose_model(table, figures.hours_to_compare(rows), collapsed, len(set(answers[0].ids)))
     return report.Compared(kept, answers, trust, subgroups, table, verdict)
 
 
@@ -485,6 +490,8 @@ def score_subgroups(predictions: pd.DataFrame, answers: comparison.Answers, metr
 def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFrame:
     """One row a finished run that was estimated: training hours expected beforehand and measured.
 
+    An estimate of other notes, folds or seeds (or of before they were written down) is none of the run.
+
     Early stopping makes a run shorter than the estimate, which counts every epoch: `expected_for_epochs` is what the
     estimate gives for the epochs that were run, and `off` by which share the measured hours differ from that.
     """
@@ -492,8 +499,9 @@ def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFr
     for estimate in estimates:
         beneath = results[[is_beneath(path, estimate["path"].parent) for path in results.path]]
         for run_id, folds in beneath.groupby("run_id", sort=False):
-            expected = estimate["runs"].get(run_id)
-            if expected is None or len(folds) < folds.num_folds.iloc[0] * folds.num_seeds.max():
+            expected = estimate["runs"].get(run_id, {})
+            estimated_for = expected.get("fingerprint"), expected.get("folds")
+            if estimated_for != (folds.fingerprint.iloc[0], len(folds)):
                 continue
             measured, at_most = folds.training_hours.sum(), expected["training_hours"]
             for_epochs = at_most
@@ -570,4 +578,8 @@ def aggregate(results: pd.DataFrame, failures: pd.DataFrame, missing: pd.DataFra
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted: the report is not complete; the same command writes it anew", file=sys.stderr)
+        sys.exit(130)

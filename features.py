@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import time
 import zlib
@@ -230,8 +231,8 @@ def _compute(
     batches = _batches_of_like_length(lengths, tokens_per_batch)
     done, seconds = _progress(partial, size, tokens_per_batch)
     logger.info(
-        "  hidden states of %d tokens, %s, to %s: %.2f GB, derived from the notes; `rm -r %s` deletes them",
-        total, str(dtype).removeprefix("torch."), folder, size / 1e9, folder,
+        "  hidden states of %d tokens, %s, to %s: %.2f GB, derived from the notes; `rm -r %s*` deletes them",
+        total, str(dtype).removeprefix("torch."), folder, size / 1e9, shlex.quote(str(folder)),
     )  # fmt: skip
     if not done:
         _reserve(partial / STATES_FILE, size)

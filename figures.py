@@ -69,6 +69,13 @@ def may_be_ranked(cells: pd.DataFrame) -> pd.Series:
     return complete if knowing[complete].all() else complete & ~knowing
 
 
+def hours_to_compare(cells: pd.DataFrame) -> pd.Series:
+    """Of training each model as if it were the only one: all its seeds, or a single one where some have more."""
+    if cells.seeds.nunique() > 1:
+        return cells.training_hours / cells.seeds + cells.feature_hours + cells.pretraining_hours
+    return cells.standalone_hours
+
+
 def real_model(cell: pd.Series) -> str:
     return cell.model if cell.stand_in_for == "-" else cell.stand_in_for
 
@@ -94,16 +101,18 @@ def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
     colours, fronts = assign_colours(drawn), {}
     figure = Figure(figsize=(10, 5.5 * len(panels)), layout="constrained")
     for axes, (dataset, rows) in zip(figure.subplots(len(panels), squeeze=False).flat, panels, strict=True):
+        # a log axis has no zero: a time too short for its clock is drawn at a hundredth of a second
+        rows = rows.assign(hours=hours_to_compare(rows).clip(lower=0.01 / 3600))
         fronts[dataset] = draw_front(axes, rows, average)
         for _, cell in rows.iterrows():
-            hours = standalone_hours(cell)
             f1, sd = cell[f"f1_{average}_mean"], cell[f"f1_{average}_sd"]
             colour = colours[shown_model(cell)]
             alpha = 0.3 if is_doubtful(cell) else 1
-            axes.errorbar(hours, f1, yerr=sd, fmt="none", ecolor=(colour, 0.4 * alpha), zorder=2)
-            axes.plot(hours, f1, zorder=3, alpha=alpha, **marker_style(colour, cell["head"], cell.tuning))
+            axes.errorbar(cell.hours, f1, yerr=sd, fmt="none", ecolor=(colour, 0.4 * alpha), zorder=2)
+            axes.plot(cell.hours, f1, zorder=3, alpha=alpha, **marker_style(colour, cell["head"], cell.tuning))
         axes.set(xscale="log", title=dataset, ylabel=f"F1 ({average}), mean ± sd over folds and seeds")
-        axes.set_xlabel("hours, all folds: training, a frozen backbone's pass over the notes, pretraining in-house")
+        seeds = "all folds of one seed" if rows.seeds.nunique() > 1 else "all folds"
+        axes.set_xlabel(f"hours, {seeds}: training, a frozen backbone's pass over the notes, pretraining in-house")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.minorticks_off()
@@ -171,25 +180,16 @@ def draw_reliability(claims: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
     return figure
 
 
-def standalone_hours(cell: pd.Series) -> float:
-    # a log axis has no zero: a time too short for its clock is drawn at a hundredth of a second
-    return max(cell.standalone_hours, 0.01 / 3600)
-
-
 def draw_front(axes: Axes, rows: pd.DataFrame, average: str) -> list[str]:
     """The models that no cheaper one equals (the Pareto front): a step line, and a number at each of them.
 
     Returns the names of those models, in the order of the numbers.
     """
     front, highest = [], -1.0
-    ranked = rows[may_be_ranked(rows)]
-    for _, cell in (
-        ranked.assign(hours=ranked.apply(standalone_hours, axis=1))
-        .sort_values(["hours", f"f1_{average}_mean"], ascending=[True, False])
-        .iterrows()
-    ):
+    ranked = rows[may_be_ranked(rows)].sort_values(["hours", f"f1_{average}_mean"], ascending=[True, False])
+    for _, cell in ranked.iterrows():
         f1 = cell[f"f1_{average}_mean"]
-        if f1 > highest:
+        if f1 > highest + 1e-9:  # means of as many folds may differ in their last digit
             front.append((cell.hours, f1, cell_name(cell)))
             highest = f1
     if front:

@@ -7,7 +7,7 @@ the spread over folds is a spread over draws too. Reads no file.
 import numpy as np
 import pandas as pd
 
-from figures import cell_name
+from figures import cell_name, hours_to_compare
 
 MODEL = ["model", "head", "tuning"]
 
@@ -50,8 +50,8 @@ def describe_crossings(cells: pd.DataFrame, average: str) -> list[str]:
     found = curves(cells)
     if len(found) < 2:
         return []
-    hours = {name: curve.standalone_hours.iloc[-1] for name, curve in found.items()}
-    reference = "tfidf" if "tfidf" in found else min(hours, key=hours.get)
+    hours = hours_to_compare(pd.concat(curve.tail(1) for curve in found.values()))
+    reference = "tfidf" if "tfidf" in found else [*found][hours.argmin()]
     sentences = []
     for name, curve in found.items():
         if name == reference:

@@ -5,6 +5,7 @@ Joins the encoders (backbones.py), the structures (heads.py), LoRA (peft) and th
 """
 
 import logging
+import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -199,8 +200,8 @@ class ModelArguments:
     @property
     def name(self) -> str:
         """How tables call the model: the alias or Hub id, or the folder's name."""
-        path = Path(self.model).expanduser()
-        return path.absolute().name if path.is_dir() else self.model
+        path = Path(os.path.expanduser(self.model))
+        return path.absolute().name if os.path.isdir(path) else self.model
 
 
 def build_model(

@@ -649,7 +649,7 @@ class MaskedLanguageModelTrainer(ObedientTrainer):
 
 def check_output(arguments: PretrainArguments, output: Path):
     """Refuse to replace a model unless told to, and never the one that is read."""
-    if arguments.model is not None and Path(arguments.model).expanduser().resolve() == output.resolve():
+    if arguments.model is not None and Path(os.path.expanduser(arguments.model)).resolve() == output.resolve():
         raise ArgumentError(f"--model and --output_dir are both {output}: choose another --output_dir.")
     # Beside checkpoints, a model without the report is our own, and its run was interrupted at the very end.
     holds_model = (output / REPORT_FILE).exists() or (
@@ -671,10 +671,10 @@ def resolve_settings(arguments: PretrainArguments, training_args: TrainingArgume
     """All that decides what the model becomes, as pretrain.json holds it; files and folders by their names alone."""
     described = asdict(arguments)
     for name in ("model", "dataset"):
-        path = Path(described[name] or "").expanduser()
-        if described[name] and path.exists():
+        path = Path(os.path.expanduser(described[name] or ""))
+        if described[name] and os.path.exists(path):
             described[name] = path.resolve().name
-    described["unlabeled"] = [Path(source).expanduser().resolve().name for source in arguments.unlabeled]
+    described["unlabeled"] = [Path(os.path.expanduser(source)).resolve().name for source in arguments.unlabeled]
     del described["overwrite"], described["id_column"]  # which decides what is left out: the text tells
     described["encoder"] = None
     if arguments.model is not None:

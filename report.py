@@ -31,7 +31,15 @@ from comparison import (
     hard_notes,
     interval,
 )
-from figures import cell_name, draw_curves, draw_figure, draw_reliability, may_be_ranked, shown_model
+from figures import (
+    cell_name,
+    draw_curves,
+    draw_figure,
+    draw_reliability,
+    hours_to_compare,
+    may_be_ranked,
+    shown_model,
+)
 from learning import curves, describe_crossings, gain_of_doubling
 
 STAND_INS = (
@@ -329,12 +337,13 @@ def describe(
     price_per_hour: float | None,
 ) -> DataSet:
     whole = cells[cells.train_size == "-"]
+    measured = whole[whole.folds_finished > 0]
     content = DataSet(
         name=name,
         verdict=verdict_sentences(cells, compared, average),
-        facts=describe_runs(results if whole.empty else results[results.train_size == "-"]),
+        facts=describe_runs(results if measured.empty else results[results.train_size == "-"]),
         results=results_table(whole, average) if len(whole) else None,
-        costs=costs_table(cells if whole.empty else whole, price_per_hour),
+        costs=costs_table(cells if measured.empty else measured, price_per_hour),
         curves=curves_table(cells, average),
         crossings=describe_crossings(cells, average),
         has_stand_ins=bool((cells.stand_in_for != "-").any()),
@@ -688,13 +697,6 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
 def groups_in_words(answers: Answers) -> str:
     alone = answers.by_group.shape[1] == len(set(answers.ids))
     return "test notes" if alone else "groups of test notes (patients, documents)"
-
-
-def hours_to_compare(cells: pd.DataFrame) -> pd.Series:
-    """Of training each model as if it were the only one: all its seeds, or a single one where some have more."""
-    if cells.seeds.nunique() > 1:
-        return cells.training_hours / cells.seeds + cells.feature_hours + cells.pretraining_hours
-    return cells.standalone_hours
 
 
 def left_out(cells: pd.DataFrame) -> list[str]:

@@ -111,9 +111,10 @@ def _split_off(notes: Notes, indices: np.ndarray, parts: int, seed: int) -> Iter
     """(rest, part) of `indices` for each of `parts` stratified parts that cut no group."""
     strata, groups = _stratum(notes)[indices], joined_groups(notes)[indices]
     if _most_parts(notes, indices) < parts:
+        fewer = "use fewer --folds, or " if parts > 3 else ""
         raise DataError(
             f"{len(indices)} notes of {len(set(groups))} different groups or texts are too few to cut into {parts} "
-            "parts: use fewer --folds, or more notes."
+            f"parts: {fewer}give more notes."
         )
     splitter = StratifiedGroupKFold(n_splits=parts, shuffle=True, random_state=seed)
     for rest, part in splitter.split(indices, strata, groups):
@@ -159,8 +160,11 @@ def draw_splits(notes: Notes, arguments: DataArguments) -> list[Split]:
     """
     everything = np.arange(len(notes))
     if notes.given_splits is None:
+        if arguments.folds == 1 < arguments.repeats:
+            raise DataError(f"--repeats {arguments.repeats} with --folds 1: give 1, or 2 and more folds.")
         _check_classes(notes, arguments)
-        parts = arguments.folds if arguments.folds > 1 else 5  # a single split tests on the first of five (ours)
+        # a single split tests on the first of five parts, or of as many as there are (ours)
+        parts = arguments.folds if arguments.folds > 1 else min(5, max(3, _most_parts(notes, everything)))
         _report_large_groups(notes, parts)
         splits = []
         for seed in range(arguments.split_seed, arguments.split_seed + arguments.repeats):
@@ -191,7 +195,8 @@ def _check_split(notes: Notes, split: Split, arguments: DataArguments):
         counts = notes.count_labels(indices)
         unseen = [name for name, count in counts.items() if count and not train_counts[name]]
         if unseen:
-            remedy = "correct the splits" if notes.given_splits is not None else "try another --split_seed"
+            is_given = notes.given_splits is not None and part in notes.given_splits
+            remedy = "correct the splits" if is_given else "try another --split_seed"
             raise DataError(f"The {part} part has labels that training lacks: {', '.join(unseen)}; {remedy}.")
         lacking = [name for name, count in counts.items() if not count and train_counts[name]]
         if lacking:

@@ -42,8 +42,7 @@ BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
 UNSPACED += "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 # Signs at a letter, such as the vowels of Hindi and Arabic: to Python's regular expressions no part of a word.
-MARKS = "".join(mark for mark in map(chr, range(0x20000)) if category(mark)[0] == "M")
-MARKS = re.sub(f"[{UNSPACED}]", "", MARKS)
+MARKS = re.sub(f"[{UNSPACED}]", "", "".join(mark for mark in map(chr, range(0x20000)) if category(mark)[0] == "M"))
 WORD = f"[{UNSPACED}]|[^\\W{UNSPACED}]+(?:[{MARKS}]+[^\\W{UNSPACED}]*)*"
 
 

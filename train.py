@@ -356,8 +356,8 @@ def resolve_settings(run: Run, seed: int) -> dict:
     data = asdict(run.data_args)
     # files and folders by their names alone, however their path was written: fingerprints tell what is in them
     for arguments, name in ((model, "model"), (data, "dataset")):
-        path = Path(arguments[name]).expanduser()
-        if path.exists():
+        path = Path(os.path.expanduser(arguments[name]))
+        if os.path.exists(path):
             arguments[name] = path.resolve().name
     training = {name: getattr(training_args, name) for name in DECISIVE}
     if model_args.kind == "baseline":  # it reads nothing else
@@ -595,13 +595,13 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
 def describe_run(model_args: ModelArguments, data_args: DataArguments, output: Path) -> dict:
     """How tables name the run."""
     has_head = model_args.kind in TUNINGS
-    path = Path(data_args.dataset).expanduser()
+    path = Path(os.path.expanduser(data_args.dataset))
     return {
         "run_id": output.name,
         "model": model_args.name,
         "head": model_args.head if has_head else None,
         "tuning": model_args.tuning if has_head else None,
-        "dataset": path.name if path.exists() else data_args.dataset,
+        "dataset": path.name if os.path.exists(path) else data_args.dataset,
         "train_size": data_args.train_size,
     }
 

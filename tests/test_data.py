@@ -153,6 +153,34 @@ def test_synthetic_misspelt(name):
         load(name)
 
 
+def test_synthetic_of_too_few_notes():
+    with pytest.raises(DataError, match="--dataset synthetic:10: num_notes 10: too few to be split by patient"):
+        load("synthetic:10")
+
+
+def test_a_path_that_cannot_be_looked_at():
+    """A name that is too long stands for a folder that may not be entered, which root always may."""
+    with pytest.raises(DataError, match=r"^\./n{300}: cannot be opened \(File name too long\)"):
+        load("./" + "n" * 300)
+    with pytest.raises(DataError, match="--dataset ~nobody-of-this-name/notes.csv: no such file or folder"):
+        load("~nobody-of-this-name/notes.csv")
+
+
+def test_a_damaged_record_is_named_by_its_line(tmp_path):
+    path = tmp_path / "notes.csv"
+    path.write_text(f'text,label\n"{MARKER}\n\ntousse",1\n"{MARKER}",0\n{MARKER}, fièvre,0\n')
+    with pytest.raises(DataError, match=r"is not a readable csv file \(line 6\)") as caught:
+        load(path)
+    assert_says_nothing(caught.value)
+
+
+def test_the_byte_that_is_no_utf8_is_counted_from_the_beginning(tmp_path):
+    path = tmp_path / "notes.csv"
+    path.write_bytes(b"text,label\n" + b"ok,1\n" * 10_000 + "é,0\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"is not UTF-8 text \(byte 50011\); save it as UTF-8"):
+        load(path)
+
+
 # ---- the Hub -------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 import estimate as command
 from data import DataArguments, load_notes
 from estimate import Speed, estimate, kind_of_probe, spread_evenly, with_every_class
-from splits import Split
+from splits import Split, draw_splits, fingerprint
 from train import parse_arguments
 from trainer import Run
 
@@ -40,7 +40,7 @@ def test_each_cost_grows_with_what_it_grows_with(a_run):
     # then, for each fold and seed, validation and test are predicted once more
     assert known["hours"] == pytest.approx((training + 6 * (30 * 0.5 + 100) + 8) / 3600)
     assert known["feature_hours"] == pytest.approx(90 * 0.25 / 3600)
-    assert known["epochs"] == 4
+    assert known["epochs"] == 4 and known["folds"] == 6
 
 
 def test_many_short_epochs_are_looked_at_as_rarely_as_few_long_ones(a_run):
@@ -180,6 +180,9 @@ def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder)
     pretraining = runs["transformer-pretrained"]["pretraining_hours"]  # of five million tokens, for each of two folds
     assert runs["transformer-pretrained"]["hours"] > pretraining > 0 == runs["transformer"]["pretraining_hours"]
     assert runs["enc-grn-lora"]["training_hours"] == runs["enc-adapter-lora"]["training_hours"]  # one probe for both
+    notes = load_notes(DataArguments(dataset=str(notes_file)))
+    cut = fingerprint(notes, draw_splits(notes, DataArguments(dataset=str(notes_file), folds=2)))
+    assert all((run["fingerprint"], run["folds"]) == (cut, 2) for run in runs.values())
     alone = [run["hours"] for run in runs.values()]
     side_by_side = content["wall_hours"] - runs["enc-adapter-frozen"]["feature_hours"]
     assert max(*alone, sum(alone) / 2) - 1e-9 <= side_by_side < sum(alone)

@@ -123,6 +123,18 @@ def test_only_parts_of_the_notes_have_a_report_too(runs, evaluate):
     assert "No run on all notes." in text and "f1_vs_hours" not in text and "1,000 notes" in text
 
 
+def test_a_run_on_all_notes_that_failed_takes_nothing_from_the_others(runs, evaluate):
+    for size in (100, 1000):
+        write_result(runs, f"tfidf-n{size}", run__model="tfidf", run__train_size=size, run__num_folds=1)
+    write_failure(runs, "tfidf", "tfidf")
+    code, printed, _, _ = evaluate()
+    assert code == 1 and "failed: tfidf grn frozen: tfidf: out of memory" in printed
+    text = (runs.parent / "report" / "results.md").read_text()
+    assert "Data fingerprint" in text and "abc123" in text
+    costs = text.split("### What it costs")[1].split("\n#")[0]
+    assert costs.count("tfidf grn frozen on ") == 2
+
+
 def test_a_cheap_model_of_one_seed_is_tested_against_many_seeds(runs, evaluate):
     """All have the same answers: the cheaper is deployed, by the hours of one seed."""
     for model, seeds, hours in (("tfidf", 1, 0.2), ("drbert", 3, 0.3)):
@@ -146,6 +158,9 @@ def test_models_of_other_numbers_of_seeds_are_tested(runs, evaluate):
         "Deploy alibert grn frozen: " in printed and "3.6 min of training" in printed
     )  # three seeds took longer than tfidf
     assert "The models do not have as many seeds: hours are those of one." in printed
+    figure = (runs.parent / "report" / "f1_vs_hours.svg").read_text()
+    assert ">1 alibert grn frozen</text>" in figure and ">2 drbert grn frozen</text>" in figure
+    assert "hours, all folds of one seed: " in figure
 
 
 def test_no_verdict_by_figures_that_flatter(runs, evaluate):
@@ -194,13 +209,18 @@ def test_estimate_is_compared_with_what_was_measured(runs, evaluate):
         write_result(runs, "a-run", fold=fold, cost__training_hours=0.5, cost__epochs=epochs, run__num_folds=2)
     write_result(runs, "tfidf", cost__training_hours=0.3, cost__epochs=None, run__model="tfidf", run__num_folds=1)
     write_result(runs, "unfinished", run__model="transformer")
+    write_result(runs, "of-other-notes", run__model="alibert", run__num_folds=1)
     write_result(runs, "unforeseen", run__model="other")
     expected = {
         "a-run": {"training_hours": 5.0, "training_hours_an_epoch": 0.2, "fitting_hours_a_fold": 0.5, "epochs": 10},
         "tfidf": {"training_hours": 0.2, "training_hours_an_epoch": 0.2, "fitting_hours_a_fold": 0.0, "epochs": None},
     }
     other = {"training_hours": 1.0, "training_hours_an_epoch": 0.1, "fitting_hours_a_fold": 0.0, "epochs": 10}
-    expected |= {"unfinished": other, "never-run": other}
+    expected |= {"unfinished": other, "never-run": other, "of-other-notes": other}
+    for run_id in expected:
+        folds = {"a-run": 2, "tfidf": 1, "of-other-notes": 1}.get(run_id, 3)
+        cut = "def456" if run_id == "of-other-notes" else "abc123"
+        expected[run_id] = expected[run_id] | {"fingerprint": cut, "folds": folds}
     content = {"schema_version": 9, "status": "estimated", "runs": expected, "wall_hours": 4.0}
     (runs / "estimate.json").write_text(json.dumps(content))
     evaluate()
@@ -352,7 +372,7 @@ def test_different_data_under_one_name_are_refused(runs, evaluate, change):
     write_result(runs, "other", run__head="linear", **change)
     code, _, complaints, rows = evaluate()
     assert code == 1 and rows is None
-    assert "different notes, tasks or classes" in complaints
+    assert "different notes, splits of them, tasks or classes" in complaints
     assert str(runs / "one") in complaints and str(runs / "other") in complaints
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from data import DataArguments, DataError, Notes
 from splits import (
+    _split_off,
     balanced_class_weights,
     draw_splits,
     draw_training_parts,
@@ -167,9 +168,20 @@ def test_label_of_too_few_notes():
 
 
 def test_too_few_patients():
+    """Of four a single split tests on one; they cannot fill five folds."""
     notes = make_notes([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1] * 5, groups=np.arange(60) % 4)
-    with pytest.raises(DataError, match="60 notes of 4 different groups or texts are too few to cut into 5 parts"):
-        draw(notes, folds=1)
+    (split,) = draw(notes, folds=1)
+    assert [len(rows) for _, rows in split.parts()] == [30, 15, 15]
+    assert not set(notes.groups[split.test]) & set(notes.groups[split.train])
+    few = "60 notes of 4 different groups or texts are too few to cut into 5 parts: use fewer --folds, or give more"
+    with pytest.raises(DataError, match="Class 'class 0' is in 30 notes of 4 different groups"):
+        draw(notes, folds=5)
+    with pytest.raises(DataError, match=few):
+        next(_split_off(notes, np.arange(60), 5, 0))
+    patients = np.arange(30) // 15
+    given = np.where(patients == 0, "test", "train")
+    with pytest.raises(DataError, match="15 notes of 1 different groups or texts are too few to cut into 2 parts"):
+        draw(make_notes(np.arange(30) % 2, groups=patients, given=given))
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.15, 0.3, 0.45])
@@ -185,7 +197,7 @@ def test_repeats_are_other_folds_of_the_same_notes():
     assert rows(twice[:3]) == rows(once) and len(twice) == 6
     assert rows(twice[3:]) == rows(draw(notes, folds=3, split_seed=1)) != rows(once)
     assert sorted(np.concatenate([split.test for split in twice])) == sorted([*range(len(notes))] * 2)
-    with pytest.raises(DataError, match="--repeats 2 with --folds 1: give 1, or more with 2 and more folds"):
+    with pytest.raises(DataError, match="--repeats 2 with --folds 1: give 1, or 2 and more folds"):
         draw(notes, folds=1, repeats=2)
 
 
@@ -213,7 +225,7 @@ def test_given_splits_are_respected():
 
 def test_given_splits_have_several_draws_of_training_notes_alone(caplog):
     notes = make_notes([0, 1] * 50, given=GIVEN)
-    arguments = DataArguments(train_size=20, repeats=3)
+    arguments = DataArguments(train_size=20, repeats=3, folds=1)  # of folds that are not drawn
     splits = draw_splits(notes, arguments)
     parts = draw_training_parts(notes, splits, arguments)
     assert len(splits) == 1 and len(parts) == 3

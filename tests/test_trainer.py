@@ -261,7 +261,7 @@ def test_training_that_diverged_unseen_is_told(notes_file, tmp_path):
         train_network(run, split, 0, tmp_path / "fold")
 
 
-def test_logs_for_tensorboard_outlive_the_checkpoints(notes_file, tmp_path, monkeypatch):
+def test_logs_for_tensorboard_outlive_the_checkpoints(notes_file, tmp_path):
     class Watch(TensorBoardCallback):
         def __init__(self):
             self.logging_dir, self.tb_writer, self._SummaryWriter = None, None, None
