@@ -123,14 +123,21 @@ class ObedientTrainer(Trainer):
 
 
 class StopAfterEpoch(TrainerCallback):
-    """Stops at the end of epoch `last`, on the learning-rate schedule of the whole run: for the model kept for use."""
+    """Stops at the end of epoch `last`, on the learning-rate schedule of the whole run: for the model kept for use.
 
-    def __init__(self, last: float):
-        self.last = last
+    With `within`, where the folds chose among steps, in the middle of an epoch too.
+    """
+
+    def __init__(self, last: float, within: bool = False):
+        self.last, self.within = last, within
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.epoch and state.epoch >= self.last - 1e-6:  # a checkpoint of a last step, by --save_steps
             control.should_training_stop = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.within:
+            self.on_epoch_end(args, state, control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if state.epoch >= self.last - 1e-6:

@@ -55,7 +55,8 @@ def read_facts(model: str, revision: str | None = None) -> dict:
     if revision is not None and folder.is_dir():
         raise ModelError(f"--model_revision {revision}: {model} is a folder, which has none; leave it out.")
     if not (folder / MODEL_FACTS).is_file():
-        around = (folder, folder.parent, folder.parent.parent)
+        # not the working folder, in which the id of the Hub is no path
+        around = [folder, *(parent for parent in folder.parents[:2] if parent != Path("."))]
         for run in around:
             if (run / "model" / MODEL_FACTS).is_file():
                 raise ModelError(f"{model}: a run; its model is {run / 'model'}.")

@@ -280,6 +280,9 @@ class ArgumentParser(HfArgumentParser):
         Raises:
             ArgumentError: there is no such argument.
         """
+        # What `accelerate launch` hands on of a user's own configuration. Here --bf16, --fp16 and --torch_compile say
+        # it: else something other would run than what was asked for and is written down.
+        os.environ["ACCELERATE_MIXED_PRECISION"] = os.environ["ACCELERATE_DYNAMO_BACKEND"] = "no"
         *parsed, unknown = super().parse_args_into_dataclasses(argv, return_remaining_strings=True)
         if unknown:
             name = unknown[0].split("=")[0]
@@ -320,6 +323,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
             "one of these, or --muon False."
         )
     check_training(training_args)
+    refuse_several_gpus(training_args)
     if training_args.push_to_hub:
         raise ArgumentError("--push_to_hub: an encoder trained on notes may remember them; pretrain.py pushes none.")
     return arguments, training_args
@@ -338,12 +342,13 @@ def check_training(training_args: TrainingArguments, seeds: list[int] | None = N
     check_ranges(vars(training_args), RANGES)
     check_seeds(training_args, seeds)
     check_schedule(training_args)
-    refuse_several_gpus(training_args)
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if getattr(training_args, name):
             raise ArgumentError(f"--{name}: rounds the very weights that are kept; leave it out.")
     if training_args.dataloader_drop_last:
         raise ArgumentError("--dataloader_drop_last: would drop held-out text too; leave it out.")
+    if training_args.batch_eval_metrics or not training_args.eval_do_concat_batches:
+        raise ArgumentError("--batch_eval_metrics, --eval_do_concat_batches: scores are of all notes; leave them out.")
     if training_args.prediction_loss_only:
         raise ArgumentError("--prediction_loss_only: there would be nothing to score; leave it out.")
     installed = get_available_reporting_integrations()
@@ -388,7 +393,7 @@ class PretrainingText:
     """What a model is pretrained on, and what was kept out of it."""
 
     corpus: Corpus
-    training_notes: int  # of the labelled corpus, how many are among these
+    training_notes: int  # how many notes of the labelled corpus are among these
     removed: Removed | None  # None: there was nothing to keep out, or nobody asked for it
     transductive: bool = False  # held-out notes are in it, knowingly
     kept_out: str | None = None  # which notes were to be kept out (`Corpus.identity`), where there were any
@@ -410,10 +415,10 @@ def gather_text(training: Corpus, held_out: Corpus, unlabeled: Corpus, transduct
     Raises:
         DataError: too few documents.
     """
-    corpus = training + unlabeled
-    if transductive:
-        corpus = corpus + held_out
-    corpus, removed, left = remove_held_out(corpus, Corpus([], []) if transductive else held_out, len(training))
+    kept_out = held_out
+    if transductive:  # then they are notes as the others, and count as such
+        training, kept_out = training + held_out, Corpus([], [])
+    corpus, removed, left = remove_held_out(training + unlabeled, kept_out, len(training))
     logger.info("  text: %d documents; left out: %s", len(corpus), removed)
     if len(corpus) < MIN_DOCUMENTS:
         raise DataError(
@@ -583,7 +588,6 @@ def also_kept_out(arguments: PretrainArguments, kept_out: str | None) -> str | N
 
 def load_existing(arguments: PretrainArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The encoder and tokenizer of `--model`; lowers `arguments.max_length` to what the encoder takes."""
-    arguments.model_revision = resolve_commit(find_backbone(arguments.model, arguments.model_revision))
     backbone = find_backbone(arguments.model, arguments.model_revision)
     config, tokenizer = load_config_and_tokenizer(backbone)
     if None in (tokenizer.mask_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id):
@@ -690,6 +694,8 @@ def train_masked_lm(
     """Train, save the encoder with its tokenizer in `output`, and return what pretrain.json says."""
     checkpoints = output / "checkpoints"
     arguments = replace(arguments)  # `load_existing` may lower its max_length
+    if arguments.model is not None:  # the newest commit is another one tomorrow
+        arguments.model_revision = resolve_commit(find_backbone(arguments.model, arguments.model_revision))
     settings = resolve_settings(arguments, training_args, text)
     rows = hold_out(text.corpus.texts, arguments.held_out_fraction, training_args.seed)
     train, held_out = map(text.corpus.select, rows)
@@ -762,7 +768,7 @@ def train_masked_lm(
             # median of this process; None if an earlier one had trained all
             "seconds_a_step": statistics.median(clock.seconds) if clock.seconds else None,
         },
-        "environment": describe_environment(),
+        "environment": describe_environment(training_args.device.type == "cuda"),
     }
     if trainer.is_world_process_zero():
         (output / REPORT_FILE).unlink(missing_ok=True)  # of a model that is overwritten: it is of its old weights

@@ -100,7 +100,7 @@ def last_complete_checkpoint(folder: Path) -> str | None:
     return next((str(path) for path in reversed(checkpoints) if is_complete(path)), None)
 
 
-def describe_environment() -> dict:
+def describe_environment(on_gpu: bool) -> dict:
     """Commit, versions and hardware that the result came from."""
 
     def git(*arguments: str) -> str | None:
@@ -121,7 +121,7 @@ def describe_environment() -> dict:
             "cores": available_cores(),
             "threads": torch.get_num_threads(),
             "processes": int(os.environ.get("WORLD_SIZE", 1)),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": torch.cuda.get_device_name() if on_gpu else None,
         },
     }
 

@@ -183,9 +183,9 @@ def grouped_product(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tenso
     """`rows` (N, in) in E groups, each times its own matrix of `weights` (E, in, out) -> (N, out).
 
     Group e ends before row `ends[e]`, the last at N. Elsewhere than in bfloat16, `F.grouped_mm` lacks devices and
-    cannot be compiled: there it is one product a group.
+    cannot be compiled, and it takes rows of whole 16 bytes alone: else it is one product a group.
     """
-    if rows.dtype == torch.bfloat16:
+    if rows.dtype == torch.bfloat16 and weights.shape[1] % 8 == weights.shape[2] % 8 == 0:
         return F.grouped_mm(rows, weights, offs=ends.int())
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
     return torch.cat([group @ weight for group, weight in zip(rows.split(sizes), weights, strict=True)])

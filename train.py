@@ -12,6 +12,7 @@ import os
 # Before the libraries read it: tokenising is parallel until a data loader forks, then it would only warn.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import json
 import logging
 import shutil
@@ -43,7 +44,15 @@ from memory import MemoryBudgetError
 from metrics import SELECTION_METRIC, NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
 from muon import GOES_WITH
-from pretrain import DECISIVE, SHARE, ArgumentError, ArgumentParser, check_ranges, check_training
+from pretrain import (
+    DECISIVE,
+    SHARE,
+    ArgumentError,
+    ArgumentParser,
+    check_ranges,
+    check_training,
+    refuse_several_gpus,
+)
 from results import (
     FAILURE_FILE,
     MODEL_FACTS,
@@ -155,6 +164,8 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         model_args.seeds = [training_args.seed]
     check_numbers(model_args, training_args)
     check_training(training_args, model_args.seeds)
+    if chosen.kind != "baseline":  # which uses none
+        refuse_several_gpus(training_args)
     if len(set(model_args.seeds)) < len(model_args.seeds):
         raise ArgumentError(f"--seeds {' '.join(map(str, model_args.seeds))}: give each seed once.")
     if training_args.push_to_hub and chosen.kind == "baseline":
@@ -302,7 +313,7 @@ def run_fold(
             # of the last fold alone: a frozen encoder, which no fold needs, is loaded for it and stays in memory
             **(measure_deployment(run, trained, split) if is_last else NOT_MEASURED),
         },
-        "environment": describe_environment(),
+        "environment": describe_environment(on_gpu),
     }
     predictions = pd.DataFrame(
         {
@@ -578,6 +589,8 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
                 }
                 logger.info("  test %s in %.1f s of training", headline, result["cost"]["training_hours"] * 3600)
             fold_results.append(result)
+            del trained  # and its cycles: model and optimizer would stay in memory beside the next ones
+            gc.collect()
     if model_args.keep_model and not was_kept:
         with failures_of_folds():
             keep_model(run, splits, fold_results)

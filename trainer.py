@@ -535,7 +535,7 @@ def train_network(
         if epochs is not None:
             its_arguments.eval_strategy, its_arguments.load_best_model_at_end = "no", False
             its_arguments.eval_on_start = False
-            its_callbacks.append(StopAfterEpoch(epochs))
+            its_callbacks.append(StopAfterEpoch(epochs, within=arguments.eval_strategy == "steps"))
         elif model_args.early_stopping_patience and arguments.eval_strategy != "no":
             its_callbacks.append(EarlyStopping(model_args.early_stopping_patience))
         trainer = NoteTrainer(

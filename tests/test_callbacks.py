@@ -30,6 +30,10 @@ def test_training_stops_after_the_epoch(epoch, stops):
     control = TrainerControl(should_save=True)
     StopAfterEpoch(2).on_epoch_end(None, TrainerState(epoch=epoch), control)
     assert control.should_training_stop == stops != control.should_save
+    for within in (False, True):
+        control = TrainerControl(should_save=True)
+        StopAfterEpoch(2, within).on_step_end(None, TrainerState(epoch=epoch), control)
+        assert control.should_training_stop == (stops and within) != control.should_save
     resumed = TrainerControl()  # from a checkpoint of that step
     StopAfterEpoch(2).on_train_begin(None, TrainerState(epoch=epoch), resumed)
     assert resumed.should_training_stop == stops

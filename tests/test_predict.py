@@ -95,6 +95,17 @@ def test_a_run_in_the_place_of_its_model(notes_file, tmp_path, capsys):
     assert f"fold-0: a run; its model is {tmp_path / 'run' / 'model'}." in capsys.readouterr().err
 
 
+def test_an_id_of_the_hub_from_within_a_run(notes_file, tmp_path, monkeypatch):
+    run = ["--model", "tfidf", "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), "--folds", "1"]
+    assert train.main(run) == 0
+    monkeypatch.chdir(tmp_path / "run")
+    for given in ("hospital/other-model", "other-model"):
+        with pytest.raises(predict.ModelError, match=f"{given}: no frugal_notes.json there"):
+            predict.read_facts(given)
+    with pytest.raises(predict.ModelError, match=r"\.: a run; its model is model"):
+        predict.read_facts(".")
+
+
 def test_errors_are_one_line(notes_file, tmp_path, capsys):
     asked = ["--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
     assert predict.main([str(tmp_path), *asked, "--batch_size", "0"]) == 1

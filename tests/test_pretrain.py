@@ -168,6 +168,17 @@ def test_interrupted_run_resumes(text_file, tmp_path, monkeypatch):
     assert report["held_out"]["loss"] < report["held_out"]["loss_before"] - 0.01
 
 
+def test_the_commit_of_the_encoder_is_written_down(camembert, text_file, tmp_path, monkeypatch):
+    """Else a run that is resumed would go on with the tokenizer of a newer one."""
+    told, resolve = [], pretrain.resolve_settings
+    monkeypatch.setattr(pretrain, "resolve_commit", lambda backbone: "c0ffee")
+    monkeypatch.setattr(pretrain, "load_existing", kill)
+    monkeypatch.setattr(pretrain, "resolve_settings", lambda *given: told.append(resolve(*given)) or told[-1])
+    with pytest.raises(Killed):
+        run("--model", camembert[0], "--unlabeled", text_file, "--output_dir", tmp_path, "--use_cpu")
+    assert told[0]["arguments"]["model_revision"] == "c0ffee"
+
+
 @pytest.mark.parametrize(
     ("options", "end"), [("--max_steps 12 --learning_rate 0.3", range(4, 12)), ("--max_steps 3", range(3, 4))]
 )
@@ -308,7 +319,7 @@ def test_training_part_alone_is_read(tmp_path, capsys):
     assert "0 by id or group, 102 by content, 19 copies" in capsys.readouterr().err
     assert run(*options, *TINY, "--max_steps", 1, "--transductive") == 0
     report = json.loads((tmp_path / "out" / "pretrain.json").read_text(encoding="utf-8"))
-    assert report["documents"] == 121 and report["transductive"]
+    assert report["documents"] == report["training_notes"] == 121 and report["transductive"]
     assert json.loads((tmp_path / "out" / "config.json").read_text())["transductive"]
 
 

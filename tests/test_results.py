@@ -91,8 +91,10 @@ def test_checkpoints_know_their_best_one_after_a_move(tmp_path):
         assert state == {"best_model_checkpoint": str(folder / "checkpoint-2"), "epoch": 2}
 
 
-def test_environment_names_versions_and_hardware():
-    environment = describe_environment()
+def test_environment_names_versions_and_hardware(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)  # one that is not used
+    environment = describe_environment(on_gpu=False)
+    assert environment["hardware"]["gpu"] is None
     assert environment["packages"]["torch"].startswith("2.") and environment["hardware"]["cores"] >= 1
     assert environment["hardware"]["cpu"] and json.dumps(environment)
     assert 50 < peak_memory_mb(on_gpu=False) < 1e6

@@ -7,7 +7,13 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification
 
-from scratch_model import ScratchConfig, ScratchForSequenceClassification, SwitchFeedForward, attend
+from scratch_model import (
+    ScratchConfig,
+    ScratchForSequenceClassification,
+    SwitchFeedForward,
+    attend,
+    grouped_product,
+)
 
 SMALL = dict(
     vocab_size=60,
@@ -117,6 +123,14 @@ def test_gradients_reach_every_parameter(experts):
     (output.loss + output.get("auxiliary_loss", 0)).backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
+
+
+@pytest.mark.parametrize(("wide", "out"), [(16, 24), (20, 24), (16, 20)])
+def test_groups_of_any_width_in_bfloat16(wide, out):
+    rows, weights = torch.randn(7, wide).bfloat16(), torch.randn(3, wide, out).bfloat16()
+    product = grouped_product(rows, weights, torch.tensor([2, 2, 7]))
+    expected = torch.cat([rows[:2].float() @ weights[0].float(), rows[2:].float() @ weights[2].float()])
+    torch.testing.assert_close(product.float(), expected, rtol=2e-2, atol=5e-2)
 
 
 def test_evaluation_returns_logits_and_loss_only():

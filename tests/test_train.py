@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,21 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
         and f"{np.mean([read(output / f'fold-{f}')['metrics']['f1_macro'] for f in (0, 1)]):.3f}" in card
     )
     assert not list(output.rglob("*.bin")) + list(output.rglob("*.pt")) + list(output.rglob("*.pkl"))
+
+
+def test_a_fold_leaves_no_model_in_memory(notes_file, tmp_path, monkeypatch):
+    """Beside the next one a memory budget would not hold."""
+    of_folds, run_fold = [], train.run_fold
+
+    def watch(*given):
+        assert all(trained() is None for trained in of_folds)
+        trained, *more = run_fold(*given)
+        of_folds.append(weakref.ref(trained.predict))
+        return trained, *more
+
+    monkeypatch.setattr(train, "run_fold", watch)
+    assert train.main(arguments(notes_file, tmp_path / "run", "--keep_model", "False")) == 0
+    assert len(of_folds) == 2
 
 
 def test_a_model_without_its_results_is_not_taken_for_this_runs(tmp_path):
@@ -233,7 +249,10 @@ def test_pretraining_once_on_unlabeled_text_or_knowingly_on_all(notes_file, tmp_
     assert train.main(pretrained(notes_file, tmp_path / "all", "--transductive", "True")) == 0
     models = [read(tmp_path / "all" / f"fold-{fold}")["model"] for fold in (0, 1)]
     assert models[0]["pretraining"] == models[1]["pretraining"] and models[0]["transductive"]
-    assert models[0]["pretraining"]["documents"] == 90 and models[0]["pretraining"]["removed"] is None
+    assert (
+        models[0]["pretraining"]["documents"] == models[0]["pretraining"]["training_notes"] == 90
+        and models[0]["pretraining"]["removed"] is None
+    )
     assert len(list((tmp_path / "all" / "pretrained").glob("*/pretrain.json"))) == 1  # the model for use has it too
     assert "flatter it" in (tmp_path / "all" / "model" / "README.md").read_text()
 

@@ -198,6 +198,8 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
         ("--model transformer --lr_scheduler_type greedy", "greedy: waits for a lower score, where a higher"),
         ("--model drbert --dataloader_drop_last True", "--dataloader_drop_last: would drop held-out text too"),
         ("--model drbert --prediction_loss_only True", "--prediction_loss_only: there would be nothing to score"),
+        ("--model drbert --batch_eval_metrics True", "--batch_eval_metrics, --eval_do_concat_batches: scores are of"),
+        ("--model drbert --eval_do_concat_batches False", "--eval_do_concat_batches: scores are of all notes"),
         ("--model transformer --label_smoothing_factor 1.5", "--label_smoothing_factor 1.5: give 0, or more but less"),
         ("--model transformer --adam_beta2 1", "--adam_beta2 1: give 0, or more but less than 1"),
         ("--model transformer --weight_decay -0.1", "--weight_decay -0.1: give 0 or more"),
@@ -207,6 +209,18 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
 def test_what_cannot_be_is_refused_before_a_note_is_read(notes_file, options, message):
     with pytest.raises(ArgumentError, match=message):
         parse_arguments(["--dataset", str(notes_file), *options.split()])
+
+
+def test_a_configuration_of_accelerate_does_not_say_the_precision(notes_file, monkeypatch):
+    """As `accelerate launch` exports one; "no" is said on the command line, or where bfloat16 is slow."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    alone = ["--dataset", str(notes_file), "--use_cpu", "--load_best_model_at_end", "False", "--eval_strategy", "no"]
+    for asked, precision in (("False", "no"), ("True", "bf16")):
+        _, _, given = parse_arguments(["--model", "transformer", "--bf16", asked, *alone])
+        trainer = NoteTrainer(model=torch.nn.Linear(1, 1), args=given)
+        assert trainer.accelerator.mixed_precision == precision
+        assert trainer.accelerator.state.dynamo_plugin.backend == "NO"
 
 
 def test_schedules_with_arguments_of_their_own(notes_file):
