@@ -236,7 +236,7 @@ def local_path(source: str) -> Path:
     path = Path(os.path.expanduser(source))  # that of Path fails where no user has the name
     try:
         if path.is_dir():
-            os.listdir(path)
+            os.listdir(os.path.join(path, "."))  # which also asks whether the folder may be entered
     except OSError as error:
         raise DataError(f"{source}: cannot be opened ({error.strerror}).") from None
     return path
@@ -295,7 +295,7 @@ def _read_delimited(path: Path, separator: str = "\t") -> pd.DataFrame:
         frame = pd.read_csv(path, skip_blank_lines=has_more, **options)
     except pd.errors.ParserError as error:
         record = re.search(r"line (\d+)", str(error))  # what pandas calls a line is a record
-        raise ValueError(f"line {lines[int(record[1]) - 1]}" if record else "") from None
+        raise ValueError(f"line {lines[min(int(record[1]), len(lines)) - 1]}" if record else "") from None
     if not has_more:
         filled = np.flatnonzero(~frame.isin(["", np.nan]).all(axis=1))
         frame = frame.iloc[: filled[-1] + 1 if len(filled) else 0]

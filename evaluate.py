@@ -490,7 +490,7 @@ def score_subgroups(predictions: pd.DataFrame, answers: comparison.Answers, metr
 def compare_estimates(estimates: list[dict], results: pd.DataFrame) -> pd.DataFrame:
     """One row a finished run that was estimated: training hours expected beforehand and measured.
 
-    An estimate of other notes, folds or seeds (or of before they were written down) is none of the run.
+    An estimate of other notes, splits or numbers of seeds (or of before they were written down) is none of the run.
 
     Early stopping makes a run shorter than the estimate, which counts every epoch: `expected_for_epochs` is what the
     estimate gives for the epochs that were run, and `off` by which share the measured hours differ from that.

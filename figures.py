@@ -69,9 +69,14 @@ def may_be_ranked(cells: pd.DataFrame) -> pd.Series:
     return complete if knowing[complete].all() else complete & ~knowing
 
 
+def seeds_differ(cells: pd.DataFrame) -> bool:
+    """Of the models that may be ranked: an unfinished one has no say in how these are compared."""
+    return cells.seeds[may_be_ranked(cells)].nunique() > 1
+
+
 def hours_to_compare(cells: pd.DataFrame) -> pd.Series:
     """Of training each model as if it were the only one: all its seeds, or a single one where some have more."""
-    if cells.seeds.nunique() > 1:
+    if seeds_differ(cells):
         return cells.training_hours / cells.seeds + cells.feature_hours + cells.pretraining_hours
     return cells.standalone_hours
 
@@ -94,7 +99,7 @@ def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
     """F1 against hours, a panel for each data set and a point for each row of the table; bars are ± one sd.
 
     The hours of a point include a shared pass over the notes and pretraining in-house: what the model costs if it is
-    the only one trained.
+    the only one trained, with one seed where models differ in their number.
     """
     drawn = cells[(cells.folds_finished > 0) & (cells.train_size == "-")]
     panels = list(drawn.groupby("dataset", sort=False))
@@ -111,7 +116,7 @@ def draw_figure(cells: pd.DataFrame, average: str) -> Figure:
             axes.errorbar(cell.hours, f1, yerr=sd, fmt="none", ecolor=(colour, 0.4 * alpha), zorder=2)
             axes.plot(cell.hours, f1, zorder=3, alpha=alpha, **marker_style(colour, cell["head"], cell.tuning))
         axes.set(xscale="log", title=dataset, ylabel=f"F1 ({average}), mean ± sd over folds and seeds")
-        seeds = "all folds of one seed" if rows.seeds.nunique() > 1 else "all folds"
+        seeds = "all folds of one seed" if seeds_differ(rows) else "all folds"
         axes.set_xlabel(f"hours, {seeds}: training, a frozen backbone's pass over the notes, pretraining in-house")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -189,7 +194,7 @@ def draw_front(axes: Axes, rows: pd.DataFrame, average: str) -> list[str]:
     ranked = rows[may_be_ranked(rows)].sort_values(["hours", f"f1_{average}_mean"], ascending=[True, False])
     for _, cell in ranked.iterrows():
         f1 = cell[f"f1_{average}_mean"]
-        if f1 > highest + 1e-9:  # means of as many folds may differ in their last digit
+        if f1 > highest + 1e-9:  # means of the same scores may differ in the last digit
             front.append((cell.hours, f1, cell_name(cell)))
             highest = f1
     if front:

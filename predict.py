@@ -55,8 +55,8 @@ def read_facts(model: str, revision: str | None = None) -> dict:
     if revision is not None and folder.is_dir():
         raise ModelError(f"--model_revision {revision}: {model} is a folder, which has none; leave it out.")
     if not (folder / MODEL_FACTS).is_file():
-        # not the working folder, in which the id of the Hub is no path
-        around = [folder, *(parent for parent in folder.parents[:2] if parent != Path("."))]
+        # of an id of the Hub not the working folder, in which it is no path
+        around = [folder, *(parent for parent in folder.parents[:2] if folder.is_dir() or parent != Path("."))]
         for run in around:
             if (run / "model" / MODEL_FACTS).is_file():
                 raise ModelError(f"{model}: a run; its model is {run / 'model'}.")

@@ -38,6 +38,7 @@ from figures import (
     draw_reliability,
     hours_to_compare,
     may_be_ranked,
+    seeds_differ,
     shown_model,
 )
 from learning import curves, describe_crossings, gain_of_doubling
@@ -658,7 +659,7 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             "corrected for all pairs of models), "
             f"which took {times(hours[verdict.best], hours[verdict.choice])}."
         )
-    if rows.seeds.nunique() > 1:
+    if seeds_differ(rows):
         sentences.append("The models do not have as many seeds: hours are those of one.")
     if collapsed := rows.collapsed_folds[verdict.choice]:
         sentences.append(

@@ -620,7 +620,7 @@ def train_network(
             "feature_hours": run.features.hours if frozen else 0.0,
             "pretraining_hours": pretraining_hours,
             "epochs": round(sum(member.epochs for member in members), 2),
-            "best_epoch": round(statistics.median(member.best_epoch for member in members), 2),
+            "best_epoch": round(statistics.median(member.best_epoch for member in members), 6),
             **power.as_cost(),
         },
         predict=lambda rows: probabilities_from_logits(predict(encode(rows)[0]), notes.task),

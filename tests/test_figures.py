@@ -106,6 +106,15 @@ def test_front_holds_what_no_cheaper_model_equals(runs):
     assert legend[-4:] == ["Best for their hours", "1 tfidf", "2 alibert", "3 drbert"]
 
 
+def test_an_unfinished_model_has_no_say_in_whose_hours_are_drawn(runs):
+    for seed in (0, 1):
+        write_run(runs / str(seed), "tfidf", cost__training_hours=0.5, run__seed=seed, run__num_seeds=2)
+    write_run(runs, "drbert", "grn", "frozen", cost__training_hours=0.5, scores=(0.9,))
+    (axes,) = figures.draw_figure(aggregated(runs), "macro").axes
+    points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() in "X*"]
+    assert points == [pytest.approx(4 * 0.5), pytest.approx(0.5)] and "one seed" not in axes.get_xlabel()
+
+
 def test_long_names_leave_room_for_the_figure(runs):
     write_run(runs, "hospital/" + "a-very-long-name-" * 5, "grn", "frozen")
     figure = figures.draw_figure(aggregated(runs), "macro")

@@ -275,6 +275,14 @@ def test_training_that_diverged_unseen_is_told(notes_file, tmp_path):
         train_network(run, split, 0, tmp_path / "fold")
 
 
+@pytest.mark.parametrize(("by", "ends"), [("steps", 0.5), ("epoch", 1)])
+def test_the_model_for_use_stops_where_the_folds_chose(notes_file, tmp_path, by, ends):
+    every = ["--eval_strategy", by, "--save_strategy", by, "--eval_steps", "2", "--save_steps", "2"]
+    run, split = run_for(notes_file, tmp_path, *every, "--per_device_train_batch_size", "16")
+    assert len(split.train) > 48  # four steps an epoch
+    assert train_network(run, split, 0, tmp_path / "fold", epochs=0.5).cost["epochs"] == ends
+
+
 def test_logs_for_tensorboard_outlive_the_checkpoints(notes_file, tmp_path):
     class Watch(TensorBoardCallback):
         def __init__(self):
