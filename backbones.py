@@ -6,10 +6,14 @@ Knows the Hub and nothing of notes or training. A name is an alias of `BACKBONES
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 from huggingface_hub import resolve_revision, try_to_load_from_cache
+from safetensors import SafetensorError
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -158,6 +162,22 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
     # by which batches know how far they may be padded; not every tokenizer says it
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_input(config) or tokenizer.model_max_length)
     return config, tokenizer
+
+
+@contextmanager
+def reading_weights(backbone: Backbone) -> Iterator[None]:
+    """Around the loading of a model whose configuration and tokenizer are there.
+
+    Raises:
+        BackboneError: its weights are not, or are damaged.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, UnpicklingError) as error:
+        raise BackboneError(
+            f"{backbone.hub_id}: its weights are missing or damaged ({type(error).__name__}); copy or download it "
+            "again (a clone of the Hub's repository has them with Git LFS alone)."
+        ) from error
 
 
 def as_saved(tokenizer: PreTrainedTokenizerBase, backbone: Backbone) -> PreTrainedTokenizerBase:

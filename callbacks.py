@@ -99,10 +99,18 @@ class EpochLine(ProgressLine):
 class EarlyStopping(EarlyStoppingCallback):
     """Also keeps a training from going on that had stopped, and was killed before it had its best weights back."""
 
+    begun_at: int | None = None  # step
+
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
+        self.begun_at = state.global_step
         if self.early_stopping_patience_counter >= self.early_stopping_patience:
             control.should_training_stop = True
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        # with --eval_on_start a resumed training looks at its checkpoint, which has been looked at
+        if not state.global_step or state.global_step != self.begun_at:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 class ObedientTrainer(Trainer):

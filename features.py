@@ -31,7 +31,7 @@ import torch
 import transformers
 from transformers import AutoModel, PreTrainedTokenizerBase
 
-from backbones import Backbone, encoder_fingerprint
+from backbones import Backbone, encoder_fingerprint, reading_weights
 from batches import WindowCollator, round_up_width, tokenize_notes
 from data import DataArguments, DataError
 from locks import alone_with
@@ -219,7 +219,8 @@ def _compute(
     starts = np.concatenate([[0], lengths.cumsum()])
     first_window = np.concatenate([[0], np.cumsum([len(note) for note in encoded["input_ids"]])])
 
-    encoder = AutoModel.from_pretrained(backbone.hub_id, revision=backbone.revision, dtype=dtype)
+    with reading_weights(backbone):
+        encoder = AutoModel.from_pretrained(backbone.hub_id, revision=backbone.revision, dtype=dtype)
     if device.type == "cpu":
         keep_freed_memory()
         suit_cpu(encoder)

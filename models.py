@@ -26,6 +26,7 @@ from backbones import (
     find_backbone,
     load_config_and_tokenizer,
     longest_input,
+    reading_weights,
     resolve_commit,
 )
 from baseline import BASELINES
@@ -283,9 +284,10 @@ def build_model(
             with torch.device("meta"):
                 whole = EncoderWithHeadForSequenceClassification(config)
             return model, tokenizer, described | count_parameters(whole)
-        model = EncoderWithHeadForSequenceClassification.from_encoder(
-            backbone.hub_id, revision=backbone.revision, **config
-        )
+        with reading_weights(backbone):
+            model = EncoderWithHeadForSequenceClassification.from_encoder(
+                backbone.hub_id, revision=backbone.revision, **config
+            )
         if model_args.tuning == "lora":
             model = add_lora(model, model_args.lora_r)
     return model, tokenizer, described | count_parameters(model)
@@ -293,7 +295,8 @@ def build_model(
 
 def put_encoder_back(model: EncoderWithHeadForSequenceClassification, backbone: Backbone):
     """Complete a model that was trained on hidden states alone, in place."""
-    whole = EncoderWithHeadForSequenceClassification.from_encoder(backbone.hub_id, revision=backbone.revision)
+    with reading_weights(backbone):
+        whole = EncoderWithHeadForSequenceClassification.from_encoder(backbone.hub_id, revision=backbone.revision)
     model.encoder = whole.encoder
     model.config.encoder_config = whole.config.encoder_config  # in float32, also where it is published in half of that
 

@@ -43,6 +43,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
+    Trainer,
     TrainingArguments,
     get_scheduler,
     set_seed,
@@ -57,6 +58,7 @@ from backbones import (
     find_backbone,
     load_config_and_tokenizer,
     longest_input,
+    reading_weights,
     resolve_commit,
 )
 from callbacks import EarlyStopping, ObedientTrainer, PretrainingLine, StepClock, TrainingClock
@@ -319,11 +321,15 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
     arguments, training_args = parser.parse_args_into_dataclasses(argv)
     if arguments.muon and training_args.optim not in GOES_WITH:
         raise ArgumentError(
-            f"--optim {training_args.optim}: Muon leaves embeddings and biases to {' or '.join(GOES_WITH)}; give "
-            "one of these, or --muon False."
+            f"--optim {training_args.optim.value}: Muon leaves embeddings and biases to {' or '.join(GOES_WITH)}; "
+            "give one of these, or --muon False."
         )
     check_training(training_args)
     refuse_several_gpus(training_args)
+    if training_args.gradient_checkpointing and arguments.architecture in SCRATCH_MODELS:
+        raise ArgumentError(f"--gradient_checkpointing: a {arguments.architecture} has none; leave it out.")
+    if (name := training_args.metric_for_best_model) not in (None, "loss", "eval_loss"):
+        raise ArgumentError(f"--metric_for_best_model {name}: there is the held-out loss alone; leave it out.")
     if training_args.push_to_hub:
         raise ArgumentError("--push_to_hub: an encoder trained on notes may remember them; pretrain.py pushes none.")
     return arguments, training_args
@@ -351,6 +357,17 @@ def check_training(training_args: TrainingArguments, seeds: list[int] | None = N
         raise ArgumentError("--batch_eval_metrics, --eval_do_concat_batches: scores are of all notes; leave them out.")
     if training_args.prediction_loss_only:
         raise ArgumentError("--prediction_loss_only: there would be nothing to score; leave it out.")
+    by_steps = training_args.eval_strategy == training_args.save_strategy == "steps"
+    if by_steps and training_args.load_best_model_at_end and training_args.eval_steps != training_args.save_steps:
+        raise ArgumentError(
+            f"--eval_steps {training_args.eval_steps:g} and --save_steps {training_args.save_steps:g}: give the same, "
+            "so that what scores best is kept."
+        )
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(training_args)
+    except (ImportError, ValueError) as error:
+        if "model" not in str(error):  # which some want, and there is none yet
+            raise ArgumentError(f"--optim {training_args.optim.value}: {error}") from error
     installed = get_available_reporting_integrations()
     if lacking := [name for name in training_args.report_to if name not in installed]:
         raise ArgumentError(
@@ -586,7 +603,9 @@ def also_kept_out(arguments: PretrainArguments, kept_out: str | None) -> str | N
     return None
 
 
-def load_existing(arguments: PretrainArguments) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_existing(
+    arguments: PretrainArguments, training_args: TrainingArguments
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The encoder and tokenizer of `--model`; lowers `arguments.max_length` to what the encoder takes."""
     backbone = find_backbone(arguments.model, arguments.model_revision)
     config, tokenizer = load_config_and_tokenizer(backbone)
@@ -594,11 +613,16 @@ def load_existing(arguments: PretrainArguments) -> tuple[PreTrainedModel, PreTra
         raise BackboneError(
             f"{backbone.hub_id}: its tokenizer has no mask, cls or sep token; give a BERT-like encoder."
         )
+    if training_args.gradient_checkpointing and config.model_type == ScratchConfig.model_type:
+        raise ArgumentError(
+            f"--gradient_checkpointing: {backbone.hub_id}, a small Transformer, has none; leave it out."
+        )
     longest = longest_input(config)
     if longest and longest < arguments.max_length:
         logger.warning("max_length %d is more than the encoder takes: %d used", arguments.max_length, longest)
         arguments.max_length = longest
-    model = AutoModelForMaskedLM.from_pretrained(backbone.hub_id, revision=backbone.revision, dtype=torch.float32)
+    with reading_weights(backbone):
+        model = AutoModelForMaskedLM.from_pretrained(backbone.hub_id, revision=backbone.revision, dtype=torch.float32)
     if backbone.revision is None:
         model.config.name_or_path = ""  # a path of this machine is nobody else's business
     return model, tokenizer
@@ -702,7 +726,9 @@ def train_masked_lm(
     if training_args.device.type == "cpu":
         keep_freed_memory()
     set_seed(training_args.seed)  # before the model exists
-    model, tokenizer = build_new(arguments, train) if arguments.model is None else load_existing(arguments)
+    model, tokenizer = (
+        build_new(arguments, train) if arguments.model is None else load_existing(arguments, training_args)
+    )
     used = {"arguments": settings["arguments"] | {"max_length": arguments.max_length}}
     used["kept_out"] = text.kept_out if arguments.model is None else also_kept_out(arguments, text.kept_out)
     if arguments.stand_in_for is not None:
@@ -743,6 +769,9 @@ def train_masked_lm(
             f"The held-out loss is {loss_before} before training: of so little text give a higher --mlm_probability "
             "or --held_out_fraction."
         )
+    # By this mark accelerate 1.15 takes the model, which was only evaluated, for one prepared to train, and would give
+    # several processes a model each that knows nothing of the others' text.
+    vars(trainer.model).pop("_is_accelerate_prepared", None)
     trainer.train(resume_from_checkpoint=checkpoint)
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history)
     loss = trainer.evaluate()["eval_loss"]

@@ -226,8 +226,8 @@ def check_muon(model_args: ModelArguments, training_args: TrainingArguments):
         raise ArgumentError(f"--muon_learning_rate: {model_args.run_id} is no small Transformer.")
     if rate and training_args.optim not in GOES_WITH:
         raise ArgumentError(
-            f"--optim {training_args.optim}: Muon leaves embeddings and biases to {' or '.join(GOES_WITH)}; give one "
-            "of these, or --muon_learning_rate 0."
+            f"--optim {training_args.optim.value}: Muon leaves embeddings and biases to {' or '.join(GOES_WITH)}; "
+            "give one of these, or --muon_learning_rate 0."
         )
 
 
@@ -525,6 +525,11 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 f"--push_to_hub: {model_args.model} is a small Transformer, and under a head it lacks its code on the "
                 "Hub; push one of --model transformer-pretrained."
             )
+        if training_args.gradient_checkpointing and encoder.model_type == ScratchConfig.model_type:
+            raise ArgumentError(
+                f"--gradient_checkpointing: {model_args.name}, a small Transformer, has none; --memory_gb makes "
+                "batches smaller."
+            )
 
     held_out = np.unique(np.concatenate([rows for split in splits for rows in (split.validation, split.test)]))
     run = Run(model_args, data_args, training_args, notes, of_all, held_out)
@@ -658,7 +663,8 @@ def main(argv: list[str] | None = None) -> int:
     except (FoldError, MemoryBudgetError) as error:
         message = str(error)
     except KeyboardInterrupt:
-        print("interrupted: given again, the same command goes on from here", file=sys.stderr)
+        again = "given again without --overwrite" if model_args.overwrite else "given again"
+        print(f"interrupted: {again}, the same command goes on from here", file=sys.stderr)
         return 130
     except Exception as error:
         message = tell_unforeseen(error, training_args.log_level)

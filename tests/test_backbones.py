@@ -26,6 +26,7 @@ from backbones import (
     is_local,
     load_config_and_tokenizer,
     longest_input,
+    reading_weights,
     resolve_commit,
 )
 from batches import WindowCollator
@@ -122,6 +123,18 @@ def test_another_encoder_in_the_same_folder_is_noticed(copy):
 def test_folder_without_model(tmp_path):
     with pytest.raises(BackboneError, match="not a folder with a model and its tokenizer"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", None])
+def test_weights_that_are_not_there(copy, name):
+    """Not copied with the rest, or a clone without Git LFS, which has a few lines of text in their place."""
+    folder = copy()
+    if name is not None:
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440\n")
+    load_config_and_tokenizer(find_backbone(str(folder)))
+    with pytest.raises(BackboneError, match="its weights are missing or damaged .*; copy or download it again"):
+        with reading_weights(find_backbone(str(folder))):
+            AutoModel.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("model_type", ["camembert", "xlm-roberta"])

@@ -48,6 +48,21 @@ def test_what_was_stopped_early_stays_so(tmp_path, worse, stops):
     assert control.should_training_stop == stops
 
 
+def test_a_checkpoint_looked_at_again_counts_once(tmp_path):
+    """With --eval_on_start a resumed training looks at the checkpoint's weights, whose score is in the count."""
+    how = dict(eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True, metric_for_best_model="f1")
+    given, control = TrainingArguments(output_dir=str(tmp_path), **how), TrainerControl()
+    stopping, state = EarlyStopping(3), TrainerState(global_step=9, best_metric=0.9)
+    stopping.early_stopping_patience_counter = 1
+    stopping.on_train_begin(given, state, control)
+    counted = []
+    for step, score in ((9, 0.8), (18, 0.8), (27, 0.95)):
+        state.global_step = step
+        stopping.on_evaluate(given, state, control, {"eval_f1": score})
+        counted.append(stopping.early_stopping_patience_counter)
+    assert counted == [1, 2, 0]
+
+
 def test_pretraining_tells_step_losses_and_time_left(caplog):
     line, state = PretrainingLine(), TrainerState(max_steps=100, is_world_process_zero=True)
     line.on_evaluate(None, state, TrainerControl(), {"eval_loss": 9.0})  # before training: nothing to tell

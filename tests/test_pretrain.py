@@ -1,7 +1,10 @@
 """Pretraining end to end on invented sentences: what it learns, what it leaves behind, what it refuses."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -19,6 +22,7 @@ from locks import only_run_in
 from pretrain import hold_out
 from tokenization import train_tokenizer
 
+ROOT = Path(__file__).parent.parent
 SUBJECTS = ["L'enfant", "Le nourrisson", "La patiente", "Le garçon", "La fillette"]
 FINDINGS = ["une fièvre élevée", "un œdème pulmonaire", "une toux sèche", "un galop gauche", "une dyspnée sévère"]
 TREATMENTS = ["du furosémide", "de l'oxygène", "du paracétamol", "une antibiothérapie", "de la milrinone"]
@@ -129,6 +133,7 @@ def test_what_is_left_behind(camembert, text_file):
 def test_output_shows_no_text(text_file, tmp_path, capfd, caplog):
     train_tiny(text_file, tmp_path, "--architecture", "camembert")
     shown = "".join(capfd.readouterr()) + caplog.text
+    assert "held-out loss" in shown
     assert not [word for word in (SECRET, "œdème", "furosémide", "fillette") if word in shown]
 
 
@@ -250,6 +255,39 @@ def test_scores_at_masked_tokens_alone_give_the_same_loss(camembert, tmp_path):
     assert loss.item() == pytest.approx(model(**inputs).loss.item(), rel=1e-5)
     # as many others as make the rows a multiple of 64, or all there are
     assert int((labels != -100).sum()) < 60 and outputs.logits.shape == (60, model.config.vocab_size)
+
+
+WATCHED = """
+import sys, pretrain
+from accelerate.utils import gather_object
+class Watched(pretrain.MaskedLanguageModelTrainer):
+    def train(self, *args, **kwargs):
+        super().train(*args, **kwargs)
+        weights = [each.detach().sum().item() for each in self.model.parameters()]
+        told = gather_object([(type(self.model_wrapped).__name__, weights)])
+        assert told[0] == told[1] and len(told) == 2, "each process went its own way"
+        if self.is_world_process_zero():
+            print("in step:", told[0][0])
+pretrain.MaskedLanguageModelTrainer = Watched
+sys.exit(pretrain.main())
+"""
+
+
+def test_two_processes_train_one_model(text_file, tmp_path):
+    (tmp_path / "watched.py").write_text(WATCHED)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    options = ["--architecture", "transformer", "--max_steps", "3", "--load_best_model_at_end", "False"]
+    options += ["--unlabeled", str(text_file), "--output_dir", str(tmp_path / "encoder"), *TINY]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "watched.py"), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("in step: DistributedDataParallel") == 1
 
 
 def test_accumulation_does_not_change_the_loss(tmp_path):
@@ -461,6 +499,12 @@ def test_copies_count_once(tmp_path):
         ),
         ("--architecture bert --unlabeled a.txt --mlm_probability 15", "a fraction between 0 and 1"),
         ("--architecture bert --unlabeled a.txt --push_to_hub", "--push_to_hub"),
+        ("--architecture bert --unlabeled a.txt --eval_steps 0.01", "--eval_steps 0.01 and --save_steps 0.05: give"),
+        ("--architecture bert --unlabeled a.txt --metric_for_best_model f1", "f1: there is the held-out loss alone"),
+        (
+            "--architecture moe-transformer --unlabeled a.txt --gradient_checkpointing True",
+            "--gradient_checkpointing: a moe-transformer has none",
+        ),
         (
             "--architecture bert --unlabeled a.txt --lr_scheduler_type cosine_with_min_lr",
             "One of min_lr or min_lr_rate",

@@ -626,13 +626,23 @@ def test_a_users_mistake_is_one_clear_line(notes_file, tmp_path, capsys, change,
     assert error.count("\n") == 1
 
 
-def test_an_interrupted_run_says_how_it_goes_on(notes_file, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("tuning", ["frozen", "full"])
+def test_an_encoder_without_weights_is_one_clear_line(notes_file, tmp_path, encoder_folder, capsys, tuning):
+    folder = shutil.copytree(encoder_folder, tmp_path / "encoder", ignore=shutil.ignore_patterns("*.safetensors"))
+    given = arguments(notes_file, tmp_path / "run", "--model", str(folder), "--tuning", tuning, "--head", "linear")
+    assert train.main(given) == 1
+    error = capsys.readouterr().err
+    assert "its weights are missing or damaged" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("more", "again"), [([], ""), (["--overwrite"], " without --overwrite")])
+def test_an_interrupted_run_says_how_it_goes_on(notes_file, tmp_path, monkeypatch, capsys, more, again):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "run_fold", interrupt)
-    assert train.main(arguments(notes_file, tmp_path / "run")) == 130
-    assert capsys.readouterr().err == "interrupted: given again, the same command goes on from here\n"
+    assert train.main(arguments(notes_file, tmp_path / "run", *more)) == 130
+    assert capsys.readouterr().err == f"interrupted: given again{again}, the same command goes on from here\n"
     assert not (tmp_path / "run" / "failed.json").exists()
 
 
@@ -676,6 +686,7 @@ def test_no_note_text_leaves_the_notes(tmp_path, capsys, caplog, encoder_folder)
     assert train.main(arguments(tmp_path / "notes.csv", output / "encoder", *more, *pretrained)) == 0
     captured = capsys.readouterr()
     assert SECRET not in captured.out + captured.err + caplog.text
+    assert "fold 1 of 2" in caplog.text
     files = [path for path in output.rglob("*") if path.is_file()]
     assert {"result.json", "predictions.parquet", "README.md", "tokenizer.json"} <= {path.name for path in files}
     for path in files:

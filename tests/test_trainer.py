@@ -181,7 +181,7 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
         ("--model transformer --muon_learning_rate -1", "--muon_learning_rate -1: give 0 or more"),
         ("--model transformer --lr_scheduler_type cosine_with_min_lr", "cosine_with_min_lr: One of min_lr or"),
         ("--model drbert --lr_scheduler_type warmup_stable_decay", "num_decay_steps.; --lr_scheduler_kwargs takes"),
-        ("--model transformer-pretrained --optim sgd", "give one of these, or --muon_learning_rate 0"),
+        ("--model transformer-pretrained --optim sgd", "--optim sgd: Muon leaves .*; give one of these, or --muon"),
         ("--model transformer --dropout 1", "--dropout 1: give 0, or more but less than 1"),
         ("--model transformer --memory_gb 0", "--memory_gb 0: give more than 0"),
         ("--model transformer --learning_rate -1", "--learning_rate -1: give more than 0"),
@@ -203,6 +203,12 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
         ("--model transformer --label_smoothing_factor 1.5", "--label_smoothing_factor 1.5: give 0, or more but less"),
         ("--model transformer --adam_beta2 1", "--adam_beta2 1: give 0, or more but less than 1"),
         ("--model transformer --weight_decay -0.1", "--weight_decay -0.1: give 0 or more"),
+        ("--model drbert --optim adamw_8bit", "--optim adamw_8bit: You need to install `bitsandbytes`"),
+        ("--model tfidf --optim grokadamw", "--optim grokadamw: Please install grokadamw"),
+        (
+            "--model transformer --eval_strategy steps --save_strategy steps --eval_steps 50 --save_steps 100",
+            "--eval_steps 50 and --save_steps 100: give the same",
+        ),
         ("--model transformer --resume_from_checkpoint x", "--resume_from_checkpoint: a run goes on by itself"),
     ],
 )
