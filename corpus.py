@@ -15,6 +15,7 @@ Knows no model. Text leaves this file as text, for pretrain.py; messages carry f
 
 import json
 import logging
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -37,7 +38,9 @@ INVISIBLE = "\u00ad\u061c\u0640\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
 
 @dataclass
 class Corpus:
-    """Documents to pretrain on. `names` are the ids and groups that each goes by, a folder's with a slash at its end.
+    """Documents to pretrain on. `names` are the ids and groups that each goes by.
+
+    What is a group and no id, of further text, has a slash at its end, as folders have.
 
     `owners`: whose each is, None where nobody knows. Default: the last name.
     """
@@ -101,6 +104,8 @@ def read_corpus(
     corpus = Corpus([], [])
     # The owner of a document that is a file: its folder where there are more folders than names of files, as in
     # patient7/letter.txt, else the file, as in 2024/p7.txt (ours).
+    if not all(map(str.strip, sources)):
+        raise DataError("--unlabeled is empty; give files or folders.")
     in_folders = {source: _find_files(local_path(source)) for source in sources}
     documents = [file for files, tables in in_folders.values() if not tables for file in files]
     by_folder = len({file.resolve().parent for file in documents}) > len({file.stem for file in documents})
@@ -134,7 +139,14 @@ def read_corpus(
 
 def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Text files and tables in it, in order; none where it is no folder."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    files = []
+    for parent, folders, names in os.walk(folder) if folder.is_dir() else []:
+        for name in folders:
+            within = local_path(os.path.join(parent, name))  # may it be entered?
+            if within.is_symlink():
+                logger.warning("--unlabeled %s: a link to a folder, not followed", within)
+        files += [path for path in (Path(parent, name) for name in names) if path.is_file()]
+    files.sort()
     tables = [file for file in files if file.suffix.lower() in READERS]
     return [file for file in files if file.suffix.lower() == ".txt"], tables
 
@@ -173,7 +185,10 @@ def _read_table(source: str, columns: dict[str, str | None]) -> Corpus:
         raise DataError(f"--unlabeled {named}") from None
     if columns["group_column"] and notes.groups is None:
         _warn_of_unnamed(source, f"no column {columns['group_column']}")
-    return of_notes(notes, np.arange(len(notes)))
+    found = of_notes(notes, np.arange(len(notes)))
+    if notes.groups is not None:  # a patient's number, which may be the id of another's note
+        found.names = [(*ids, f"{group}/") for *ids, group in found.names]
+    return found
 
 
 def _warn_of_unnamed(source: str, why: str):
@@ -206,7 +221,7 @@ def remove_held_out(corpus: Corpus, held_out: Corpus, training: int = 0) -> tupl
     of one may well be the patient number of another.
     """
     names = {_alike(name) for of_note in held_out.names for name in of_note}
-    # a folder may be a patient's; the ids of notes may be years
+    # the id of a document or the name of a file may be a patient's, but a patient's number, or a folder, is no note's
     names |= {f"{_alike(owner)}/" for owner in held_out.owners if owner is not None}
     named = np.array([not names.isdisjoint(map(_alike, of_document)) for of_document in corpus.names], dtype=bool)
     named[:training] = False
@@ -231,7 +246,7 @@ def remove_held_out(corpus: Corpus, held_out: Corpus, training: int = 0) -> tupl
 
 def _alike(name: str) -> str:
     """The name as another table or file system may have it: 7.0 is 7, and an accent may be a character of its own."""
-    return unicodedata.normalize("NFC", re.sub(r"^(-?\d+)\.0$", r"\1", name))
+    return unicodedata.normalize("NFC", re.sub(r"^(-?\d+)\.0(/?)$", r"\1\2", name))
 
 
 def find_leaking(texts: Sequence[str], held_out: Sequence[str]) -> np.ndarray:

@@ -90,7 +90,9 @@ RESULT = {
 
 # Of the arguments of a run, those in which the seeds of one row may differ: where and in what order they were trained,
 # and what num_folds says; and those in which the rows of one learning curve may.
-MAY_DIFFER = "data_seed world_size bf16 fp16 tf32 memory_gb folds repeats subgroup_columns train_size".split()
+MAY_DIFFER = (
+    "data_seed world_size bf16 fp16 tf32 memory_gb folds repeats subgroup_columns subgroup_values train_size".split()
+)
 CURVE = CELL[:-1]
 POINT = {"kept": str, "required": NUMBER} | dict.fromkeys(["threshold", "recall", "precision"], NUMBER_OR_NONE)
 ESTIMATE = {"runs": dict}

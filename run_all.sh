@@ -62,6 +62,7 @@ while (($#)); do
       shift
       [[ $# -gt 0 && $1 != --* ]] || die "--unlabeled needs a value"
       while (($#)) && [[ $1 != --* ]]; do
+        [[ -n $1 ]] || die "--unlabeled needs a value"
         if [[ -e ${invoked_from}/$1 ]]; then unlabeled+=("${invoked_from}/$1"); else unlabeled+=("$1"); fi
         shift
       done

@@ -276,5 +276,6 @@ def balanced_class_weights(notes: Notes, indices: np.ndarray) -> np.ndarray:
     """
     counts = np.array(list(notes.count_labels(indices).values()), dtype=np.float64)
     if notes.task == "multi-label":
-        return (len(indices) - counts) / np.maximum(counts, 1)
+        # (of a class that every note has one is missing, else it would not be learned)
+        return np.maximum(len(indices) - counts, 1) / np.maximum(counts, 1)
     return len(indices) / (len(counts) * np.maximum(counts, 1))

@@ -13,6 +13,7 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import gc
+import hashlib
 import json
 import logging
 import shutil
@@ -375,6 +376,9 @@ def resolve_settings(run: Run, seed: int) -> dict:
         model = {"model": model_args.model}
         training = {"metric_for_best_model": training_args.metric_for_best_model}
         data = {name: value for name, value in data.items() if name not in OF_TOKENS}
+    if run.notes.subgroups:  # not in the fingerprint: with them or without, it is the same table
+        values = [column.tolist() for column in run.notes.subgroups.values()]
+        data["subgroup_values"] = hashlib.sha256(json.dumps(values, default=str).encode()).hexdigest()[:16]
     settings = {"model": model, "data": data, "training": training, "seed": seed}
     return json.loads(json.dumps(settings, default=str))
 
@@ -409,6 +413,7 @@ def check_same_settings(folder: Path, finished: dict, settings: dict, data_finge
             # of these the fingerprints tell, however the path was written
             if name != "dataset"
             and not (name == "model" and "encoder" in now)
+            and not (name == "subgroup_values" and name not in before)  # as other versions left it
             and before.get(name, UNSAID.get(name)) != now.get(name, UNSAID.get(name))
         ]
     if different:

@@ -311,8 +311,8 @@ class Run:
         # a model for use is trained on the training part of a single split, whose test part its card goes by
         if not on_notes or (not len(held_out) and len(split.train) < len(notes)):
             held_out = self.held_out_anywhere
-        if on_notes and model_args.transductive:
-            held_out = held_out[:0]  # every fold reads all notes
+        if model_args.transductive:
+            held_out = held_out[:0]  # every fold reads all notes, or none but all of the further text
         if (key := held_out.tobytes()) in self.pretrained:
             return self.pretrained[key]
         # all notes outside the held-out parts, also those that --train_size leaves without their label

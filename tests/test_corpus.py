@@ -1,5 +1,6 @@
 """Text for pretraining: what is read from which source, and that nothing held out gets through."""
 
+import os
 import unicodedata
 
 import numpy as np
@@ -110,6 +111,17 @@ def test_training_notes_are_not_taken_for_patients():
     assert kept.texts == [OTHER] and removed == Removed(by_name=1)
 
 
+def test_patients_of_further_tables_are_not_taken_for_notes(tmp_path):
+    """Note 2 of patient 1 is held out: of the further letters that of patient 1 goes, that of patient 2 stays."""
+    path = tmp_path / "archive.csv"
+    letters = [f"{OTHER} {number}" for number in range(3)]
+    pd.DataFrame({"id": [8, 9, 1], "patient": [1.0, 2.0, 5.0], "text": letters}).to_csv(path, index=False)
+    further = read_corpus([str(path)], group_column="patient", id_column="id")
+    kept, removed, _ = remove_held_out(further, Corpus([NOTE], [("2", "1")]))
+    assert kept.texts == [letters[1]]  # and an id may be a patient's number
+    assert removed == Removed(by_name=2)
+
+
 def test_words_in_another_order_are_no_copy():
     assert not find_leaking([" ".join(reversed(WORDS))], [NOTE]).any()
 
@@ -160,7 +172,7 @@ def test_a_table_that_names_no_patients_is_told(tmp_path, caplog):
     for name, column in (("ours", "who"), ("theirs", "patient")):
         pd.DataFrame({column: [7], "text": [f"un texte de {name}"]}).to_csv(tmp_path / f"{name}.csv", index=False)
     corpus = read_corpus([str(tmp_path / f"{name}.csv") for name in ("ours", "theirs")], group_column="who")
-    assert corpus.names == [("7",), ()]
+    assert corpus.names == [("7/",), ()]
     (warning,) = caplog.messages
     assert "theirs.csv: no column who; other letters of held-out patients are not known where nothing names" in warning
 
@@ -227,6 +239,32 @@ def test_training_notes_are_no_reason_to_doubt_the_further_text(caplog):
     assert not caplog.messages
     remove_held_out(Corpus([*further, *notes], [()] * 5), Corpus([NOTE], [()]), training=1)
     assert "3 of the 4 --unlabeled documents belong to held-out notes or hold one" in caplog.messages[0]
+
+
+def test_folders_that_cannot_be_entered_or_are_links_are_told(tmp_path, monkeypatch, caplog):
+    archive, elsewhere = tmp_path / "archive", tmp_path / "elsewhere"
+    for folder in (archive / "ward-a", archive / "ward-b", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "letter.txt").write_text(f"lettre de {folder.name}", encoding="utf-8")
+    (archive / "ward-c").symlink_to(elsewhere)
+    assert read_corpus([str(archive)]).texts == ["lettre de ward-a", "lettre de ward-b"]
+    assert any("ward-c: a link to a folder, not followed" in message for message in caplog.messages)
+    list_folder = os.listdir
+
+    def refuse(path):  # tests run as root may enter every folder
+        if "ward-b" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(DataError, match="ward-b: cannot be opened .Permission denied"):
+        read_corpus([str(archive)])
+
+
+@pytest.mark.parametrize("sources", [[""], ["lines.txt", " "]])
+def test_an_empty_source_is_not_the_current_folder(sources):
+    with pytest.raises(DataError, match="--unlabeled is empty; give files or folders"):
+        read_corpus(sources)
 
 
 def test_each_kind_of_source(tmp_path):

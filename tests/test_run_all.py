@@ -285,6 +285,8 @@ def test_mistakes_are_one_line():
         (["--dataset", ""], "--dataset needs a value"),
         (["--unlabeled"], "--unlabeled needs a value"),
         (["--unlabeled", "--jobs", "1"], "--unlabeled needs a value"),
+        (["--unlabeled", "letters", ""], "--unlabeled needs a value"),
+        (["--unlabeled="], "--unlabeled needs a value"),
         (["--average", "mean"], "--average mean: choose from macro"),
         (["--price-per-hour", "0,5"], "--price-per-hour 0,5: give what an hour costs, as 0.5"),
         (["--train-size", "100"], "--train_size is for train.py; the grid has --train-sizes"),

@@ -353,6 +353,7 @@ def test_no_repeated_texts(caplog):
         ([0, 0, 0, 1], [4 / 6, 4 / 2]),
         ([0, 1, 1, 2, 2, 2], [6 / 3, 6 / 6, 6 / 9]),
         ([[1, 0], [1, 0], [1, 1], [0, 0]], [1 / 3, 3 / 1]),
+        ([[1, 0], [1, 0], [1, 1]], [1 / 3, 2 / 1]),  # which every note has: 0 would not teach it
     ],
 )
 def test_balanced_class_weights(labels, expected):

@@ -153,7 +153,7 @@ def test_a_model_without_its_results_is_not_taken_for_this_runs(tmp_path):
     assert [file.stat().st_mtime_ns for file in files] == stamps  # now it is
 
 
-def test_subgroups_reach_predictions_and_report(notes_file, tmp_path):
+def test_subgroups_reach_predictions_and_report(notes_file, tmp_path, capsys):
     notes = pd.read_csv(notes_file).assign(ward=["north", "south", None] * 30, year=[2023, 2024] * 45)
     notes.to_csv(notes_file, index=False)
     output = tmp_path / "tfidf"
@@ -163,6 +163,9 @@ def test_subgroups_reach_predictions_and_report(notes_file, tmp_path):
     known = notes.set_index("id").loc[folds.index]
     assert (folds["subgroup:ward"] == known["ward"].fillna("-")).all()
     assert (folds["subgroup:year"] == known["year"].astype(str)).all()
+    notes.replace({"ward": {"south": "north"}}).to_csv(notes_file, index=False)  # finished folds would be of before
+    assert train.main(["--model", "tfidf", "--output_dir", str(output), *options, "ward", "year"]) == 1
+    assert "finished with other settings (subgroup_values" in capsys.readouterr().err
 
 
 def test_a_column_of_text_is_no_subgroup(notes_file, tmp_path, capsys):
@@ -245,6 +248,14 @@ def test_pretraining_once_on_unlabeled_text_or_knowingly_on_all(notes_file, tmp_
     assert facts[0] == facts[1] and facts[0]["training_notes"] == 0
     assert facts[0]["documents"] + facts[0]["removed"]["by_content"] == 80  # the invented letters are much alike
     assert facts[0]["documents"] > 30
+    again = (*more, "--unlabeled", str(further), "--transductive", "True", "--folds", "1")
+    assert train.main(pretrained(notes_file, tmp_path / "unfiltered", *again)) == 0
+    model = read(tmp_path / "unfiltered" / "fold-0")["model"]
+    # of the notes it still reads none
+    assert model["transductive"] and (model["pretraining"]["training_notes"], model["pretraining"]["documents"]) == (
+        0,
+        80,
+    )
 
     assert train.main(pretrained(notes_file, tmp_path / "all", "--transductive", "True")) == 0
     models = [read(tmp_path / "all" / f"fold-{fold}")["model"] for fold in (0, 1)]
