@@ -230,7 +230,14 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    plan = [dict(zip(PLAN, line.rstrip("\n").split("\t"), strict=True)) for line in sys.stdin]
+    if args.jobs < 1:
+        return complain(f"--jobs {args.jobs}: give 1 or more")
+    if "OMP_NUM_THREADS" not in os.environ:  # as run_all.sh gives each run
+        torch.set_num_threads(max(1, available_cores() // args.jobs))
+    try:
+        plan = [dict(zip(PLAN, line.rstrip("\n").split("\t"), strict=True)) for line in sys.stdin]
+    except ValueError:
+        return complain("standard input is no plan of run_all.sh: five fields a line, with tabs between them")
     try:
         parsed = [parse_arguments(arguments_of(line) + of_train) for line in plan]
         args.estimate.parent.mkdir(parents=True, exist_ok=True)

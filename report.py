@@ -258,8 +258,8 @@ def write_report(
             if compared[name].cells:
                 claims = {
                     cell_name(rows.loc[compared[name].cells[place]]): {
-                        "as it is": all_seeds(compared[name].trust[place].told),
-                        "at temperature": all_seeds(compared[name].trust[place].tempered),
+                        "as it is": compared[name].trust[place].told[0],
+                        "at temperature": compared[name].trust[place].tempered[0],
                     }
                     for place in compared[name].looked_at(f"f1_{average}")
                 }
@@ -309,10 +309,6 @@ def write_report(
     (folder / "results.tex").write_text(tex + "\n", encoding="utf-8")
     with open(folder / "report.json", "w", encoding="utf-8") as file:
         json.dump(content, file, default=asdict, ensure_ascii=False, indent=1)
-
-
-def all_seeds(claims: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    return tuple(map(np.concatenate, zip(*claims, strict=True)))
 
 
 def escape_markdown(text: str) -> str:
@@ -659,6 +655,8 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             "corrected for all pairs of models), "
             f"which took {times(hours[verdict.best], hours[verdict.choice])}."
         )
+    if rows.transductive.any():
+        sentences.append("Beware: all of these models know test text, so that their figures flatter them.")
     if seeds_differ(rows):
         sentences.append("The models do not have as many seeds: hours are those of one.")
     if collapsed := rows.collapsed_folds[verdict.choice]:

@@ -110,9 +110,11 @@ def describe_environment(on_gpu: bool) -> dict:
         done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
-    status = git("status", "--porcelain", "--untracked-files=no")
+    # A repository around a copy of the code that is not part of it says nothing of it.
+    is_in_it = git("ls-files", "--error-unmatch", Path(__file__).name) is not None
+    status = git("status", "--porcelain", "--untracked-files=no") if is_in_it else None
     return {
-        "git_commit": git("rev-parse", "HEAD"),
+        "git_commit": git("rev-parse", "HEAD") if is_in_it else None,
         "git_dirty": None if status is None else bool(status),
         "python": platform.python_version(),
         "packages": {package: version(package) for package in PACKAGES},

@@ -237,6 +237,31 @@ def test_a_mistake_is_one_line(run_command, tmp_path):
     assert "Traceback" not in complaints
 
 
+def test_the_command_itself_is_checked_before_the_probing(monkeypatch, capsys):
+    monkeypatch.setattr(command, "estimate_all", None)
+    for jobs, plan, message in (
+        ("0", "tfidf\ttfidf\t-\t-\t-\n", "--jobs 0: give 1 or more"),
+        ("1", "tfidf tfidf - - -\n", "standard input is no plan of run_all.sh: five fields a line"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(plan))
+        monkeypatch.setattr(sys, "argv", ["estimate.py", "--jobs", jobs, "--dataset", "synthetic:60"])
+        assert command.main() == 1
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(("given", "jobs", "threads"), [(None, "2", 4), (None, "16", 1), ("3", "2", None)])
+def test_a_probe_has_its_share_of_the_cores(monkeypatch, given, jobs, threads):
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(command, "available_cores", lambda: 8)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("no plan\n"))
+    monkeypatch.setattr(sys, "argv", ["estimate.py", "--jobs", jobs])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert command.main() == 1 and told == ([] if threads is None else [threads])
+
+
 def test_where_it_goes_is_known_before_the_probing(tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").write_text("in the way")
     monkeypatch.setattr(command, "estimate_all", None)

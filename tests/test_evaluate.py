@@ -107,7 +107,8 @@ def test_predictions_that_cannot_be_read_are_named_and_left_out(runs, evaluate):
 def test_predictions_on_other_notes_are_left_out(runs, evaluate):
     write_three_models(runs)
     path = runs / "drbert" / "fold-1" / "predictions.parquet"
-    pd.read_parquet(path).iloc[1:].to_parquet(path)
+    predictions = pd.read_parquet(path)
+    predictions.assign(id=["other", *predictions["id"][1:]]).to_parquet(path)  # as many, of which one is another
     broken = runs / "transformer" / "fold-0" / "predictions.parquet"
     pd.read_parquet(broken).assign(probabilities=[[0.5]] + [[0.5, 0.5]] * 19).to_parquet(broken)
     code, printed, complaints, _ = evaluate()
@@ -171,6 +172,15 @@ def test_no_verdict_by_figures_that_flatter(runs, evaluate):
     assert code == 0 and len(rows) == 4 and "Deploy tfidf: " in printed and "of the 2 of 3 models" in printed
     assert "Not compared, since test text was not kept out of their pretraining: drbert (transductive: " in printed
     assert "not kept out) linear frozen." in printed
+
+
+def test_a_verdict_on_models_that_all_know_test_text_says_so(runs, evaluate):
+    for fold in range(3):
+        for head in ("linear", "grn"):
+            write_result(runs, head, fold, run__head=head, model__transductive=True)
+    _, printed, _, _ = evaluate()
+    assert "Deploy drbert (transductive: " in printed
+    assert "Beware: all of these models know test text, so that their figures flatter them." in printed
 
 
 def test_one_model_beside_one_that_knows_test_text(runs, evaluate):

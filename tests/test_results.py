@@ -1,11 +1,13 @@
 """Files on disk: all or nothing, finished or not, complete checkpoints of the same run only."""
 
 import json
+import subprocess
 
 import numpy as np
 import pandas as pd
 import pytest
 
+import results
 from locks import FolderError
 from results import (
     describe_environment,
@@ -16,6 +18,26 @@ from results import (
     write_json,
     write_result,
 )
+
+
+def test_the_commit_is_of_this_code_alone(tmp_path, monkeypatch):
+    """Unpacked in a repository of something else, it has none; as a part of that one it has."""
+
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=b", *arguments], check=True)
+
+    code = tmp_path / "code" / "results.py"
+    code.parent.mkdir()
+    code.write_text("")
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "of another")
+    monkeypatch.setattr(results, "__file__", str(code))
+    told = describe_environment(False)
+    assert (told["git_commit"], told["git_dirty"]) == (None, None)
+    git("add", "code")
+    git("commit", "-q", "-m", "with the code")
+    told = describe_environment(False)
+    assert len(told["git_commit"]) == 40 and told["git_dirty"] is False
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
