@@ -106,11 +106,12 @@ def read_corpus(
     # patient7/letter.txt, else the file, as in 2024/p7.txt (ours).
     if not all(map(str.strip, sources)):
         raise DataError("--unlabeled is empty; give files or folders.")
-    in_folders = {source: _find_files(local_path(source)) for source in sources}
+    paths = {source: local_path(source) for source in sources}
+    in_folders = {source: _find_files(path) for source, path in paths.items()}
     documents = [file for files, tables in in_folders.values() if not tables for file in files]
     by_folder = len({file.resolve().parent for file in documents}) > len({file.stem for file in documents})
     for source in sources:
-        path = local_path(source)
+        path = paths[source]
         if path.is_dir():
             files, tables = in_folders[source]
             if tables and files:
