@@ -173,9 +173,12 @@ def reading_weights(backbone: Backbone) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, UnpicklingError) as error:
+    except (OSError, SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise  # memory ran out
+        why = getattr(error, "strerror", None) or type(error).__name__  # as a full disk
         raise BackboneError(
-            f"{backbone.hub_id}: its weights are missing or damaged ({type(error).__name__}); copy or download it "
+            f"{backbone.hub_id}: its weights are missing, damaged or cannot be read ({why}); copy or download it "
             "again (a clone of the Hub's repository has them with Git LFS alone)."
         ) from error
 

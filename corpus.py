@@ -3,7 +3,8 @@
 Text needs no label to help a model: one that was pretrained on the text of a test note knows that note. So before any
 text reaches a model or its tokenizer, whatever belongs to a validation or test note is taken out of it:
 
-- by name: a document whose id, or whose group, is that of a held-out note or of a held-out patient or document;
+- by name: a document whose id is that of a held-out note, patient or document, or whose group is that of a held-out
+  patient or document;
 - by content: a document that holds a held-out note or half of its words, or half of whose words are of such a note,
   as where one was stored in pieces. What counts are words in runs of SHINGLE_WORDS and more that both have (shingles,
   Broder 1997), whatever their case, punctuation and spacing: so a passage is found within a long document, and a note
@@ -102,10 +103,10 @@ def read_corpus(
     """
     columns = dict(text_column=text_column, group_column=group_column, id_column=id_column)
     corpus = Corpus([], [])
-    # The owner of a document that is a file: its folder where there are more folders than names of files, as in
-    # patient7/letter.txt, else the file, as in 2024/p7.txt (ours).
     if not all(map(str.strip, sources)):
         raise DataError("--unlabeled is empty; give files or folders.")
+    # The owner of a document that is a file: its folder where there are more folders than names of files, as in
+    # patient7/letter.txt, else the file, as in 2024/p7.txt (ours).
     paths = {source: local_path(source) for source in sources}
     in_folders = {source: _find_files(path) for source, path in paths.items()}
     documents = [file for files, tables in in_folders.values() if not tables for file in files]
@@ -142,10 +143,15 @@ def _find_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Text files and tables in it, in order; none where it is no folder."""
     files = []
     for parent, folders, names in os.walk(folder) if folder.is_dir() else []:
-        for name in folders:
-            within = local_path(os.path.join(parent, name))  # may it be entered?
-            if within.is_symlink():
-                logger.warning("--unlabeled %s: a link to a folder, not followed", within)
+        for within in [Path(parent, name) for name in folders]:
+            try:
+                if within.is_symlink():
+                    logger.warning("--unlabeled %s: a link to a folder, not followed", within)
+                else:
+                    local_path(str(within))  # may it be entered?
+            except DataError as error:
+                logger.warning("--unlabeled %s; left out", str(error).removesuffix("."))
+                folders.remove(within.name)
         files += [path for path in (Path(parent, name) for name in names) if path.is_file()]
     files.sort()
     tables = [file for file in files if file.suffix.lower() in READERS]

@@ -83,7 +83,7 @@ class ModelArguments:
     lora_r: int = field(default=8, metadata={"help": "Rank of LoRA; its scale alpha is twice the rank (ours)."})
     vocab_size: int = field(
         default=6000,
-        metadata={"help": "Largest vocabulary of a model from scratch; one pretrained in-house always has 8,000."},
+        metadata={"help": "Largest vocabulary of a model from scratch; one pretrained in-house has at most 8,000."},
     )
     unlabeled: list[str] = field(
         default_factory=list,
@@ -120,7 +120,10 @@ class ModelArguments:
     )
     transductive: bool = field(
         default=False,
-        metadata={"help": "Pretrain in-house on validation and test text too; such models are marked in every table."},
+        metadata={
+            "help": "Pretrain in-house on validation and test text too (with --pretrain_on unlabeled: on further text "
+            "that belongs to it); such models are marked in every table."
+        },
     )
     ensemble: int = field(
         default=1,

@@ -6,8 +6,8 @@
 The folder that it writes is what train.py takes as --model. `train.py --model transformer-pretrained` calls the same
 functions by itself, for each fold. Of a data set with given splits the training part is read and the rest is kept out:
 no text of a held-out note, patient or document reaches the model or its tokenizer (corpus.py). No text of the notes is
-written anywhere; but an encoder may remember what it was trained on, and its vocabulary holds every word that
---min_word_documents notes share, so share neither before you have thought about it.
+written anywhere; but an encoder may remember what it was trained on, and its vocabulary may spell out words that
+--min_word_documents patients share, so share neither before you have thought about it.
 
 The folder's pretrain.json is written last: a folder that has one holds a finished model. An interrupted run goes on
 from its last checkpoint when the command is given again.
@@ -207,8 +207,8 @@ class PretrainArguments:
     min_word_documents: int = field(
         default=5,
         metadata={
-            "help": "A new vocabulary is learned from the words of at least so many documents, so that it does not "
-            "spell out a patient's name; give more if patients have many documents each."
+            "help": "A new vocabulary is learned from the words of at least so many patients, so that it does not "
+            "spell out a name. Where nothing names the patient documents are counted: then give more."
         },
     )
     hidden_size: int = field(default=128, metadata={"help": "Width of a new encoder."})
@@ -367,7 +367,8 @@ def check_training(training_args: TrainingArguments, seeds: list[int] | None = N
         Trainer.get_optimizer_cls_and_kwargs(training_args)
     except (ImportError, ValueError) as error:
         if "model" not in str(error):  # which some want, and there is none yet
-            raise ArgumentError(f"--optim {training_args.optim.value}: {error}") from error
+            given = f" with --optim_args {training_args.optim_args}" if training_args.optim_args else ""
+            raise ArgumentError(f"--optim {training_args.optim.value}{given}: {error}") from error
     installed = get_available_reporting_integrations()
     if lacking := [name for name in training_args.report_to if name not in installed]:
         raise ArgumentError(
@@ -772,6 +773,7 @@ def train_masked_lm(
     # By this mark accelerate 1.15 takes the model, which was only evaluated, for one prepared to train, and would give
     # several processes a model each that knows nothing of the others' text.
     vars(trainer.model).pop("_is_accelerate_prepared", None)
+    trainer.model_wrapped = trainer.model  # and not what --torch_compile made of it to evaluate
     trainer.train(resume_from_checkpoint=checkpoint)
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history)
     loss = trainer.evaluate()["eval_loss"]

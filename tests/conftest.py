@@ -16,6 +16,7 @@ from transformers import CamembertConfig, CamembertModel
 from tokenization import train_tokenizer
 
 torch.set_num_threads(1)  # pytest-xdist runs a process for each core
+os.environ["OMP_NUM_THREADS"] = "1"  # of what a test starts
 
 FINDINGS = {
     "failure": ["FEVG à 25 %", "œdèmes des chevilles", "galop à l’auscultation", "hépatomégalie", "milrinone débutée"],

@@ -125,16 +125,39 @@ def test_folder_without_model(tmp_path):
         load(tmp_path)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440\n"
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", None])
-def test_weights_that_are_not_there(copy, name):
-    """Not copied with the rest, or a clone without Git LFS, which has a few lines of text in their place."""
+@pytest.mark.parametrize("content", [POINTER, b"", "half"])
+def test_weights_that_are_not_there(copy, encoder_folder, name, content):
+    """Not copied with the rest or not to the end, or a clone without Git LFS, which has lines in their place."""
     folder = copy()
     if name is not None:
-        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 440\n")
+        if content == "half":
+            model = AutoModel.from_pretrained(encoder_folder)
+            if name.endswith("bin"):
+                torch.save(model.state_dict(), folder / name)
+            else:
+                model.save_pretrained(folder)
+            content = (folder / name).read_bytes()[:5000]
+        (folder / name).write_bytes(content)
     load_config_and_tokenizer(find_backbone(str(folder)))
-    with pytest.raises(BackboneError, match="its weights are missing or damaged .*; copy or download it again"):
+    with pytest.raises(BackboneError, match="its weights are missing, damaged or cannot be read .*; copy or download"):
         with reading_weights(find_backbone(str(folder))):
             AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (OSError(28, "No space left on device"), BackboneError, "No space left on device"),
+        (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError, "no memory"),
+    ],
+)
+def test_what_else_may_happen_while_weights_are_read(error, raised, message):
+    with pytest.raises(raised, match=message), reading_weights(Backbone("someone/encoder")):
+        raise error
 
 
 @pytest.mark.parametrize("model_type", ["camembert", "xlm-roberta"])

@@ -300,7 +300,7 @@ def test_the_statistics_are_explained_column_by_column(runs, make_report):
     assert columns == ["Model", *report.STATISTICS]
 
 
-def test_calibration_is_that_of_one_seed_however_many_there_are(runs, make_report):
+def test_calibration_is_that_of_one_seed_however_many_there_are(runs, make_report, monkeypatch):
     """Two seeds that are as unsure of the ones as of the others: together they would look calibrated."""
     for seed, (of_negative, of_positive) in enumerate([(0.0, 0.5), (0.5, 1.0)]):
         folder = write_result(runs, f"drbert-{seed}", run__seed=seed, run__num_folds=1, run__num_seeds=2)
@@ -309,8 +309,13 @@ def test_calibration_is_that_of_one_seed_however_many_there_are(runs, make_repor
         claimed = predictions["label"].map({0: of_negative, 1: of_positive})
         probabilities = [[1 - each, each] for each in claimed]
         predictions.assign(probabilities=probabilities).to_parquet(path)
+    drawn = []
+    draw = report.draw_reliability
+    monkeypatch.setattr(report, "draw_reliability", lambda claims: drawn.append(claims) or draw(claims))
     (row,) = markdown_rows((make_report() / "results.md").read_text(), "### Can its probabilities be trusted?")
     assert row["Calibration error"] == "0.250" and row["Brier score"] == "0.125"  # half of the notes are positive
+    (claimed, _) = drawn[0]["drbert grn frozen"]["as it is"]
+    assert set(claimed) == {0.0, 0.5}  # the first seed's
 
 
 def test_a_closer_look_says_what_each_table_is(runs, make_report):

@@ -521,6 +521,9 @@ def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys, caplog)
     split.drop(columns="split").to_csv(notes_file, index=False)
     assert train.main(arguments(notes_file, tmp_path / "pushed", *of_encoder, "--push_to_hub")) == 1
     assert "push one of --model transformer-pretrained" in capsys.readouterr().err
+    given = [*of_encoder, "--tuning", "full", "--gradient_checkpointing", "True"]
+    assert train.main(arguments(notes_file, tmp_path / "checkpointed", *given)) == 1
+    assert "--gradient_checkpointing: encoder, a small Transformer, has none" in capsys.readouterr().err
     # another one in the same folder: a fold that was trained on the first does not count for it
     assert pretrain.main([*text, str(encoder), "--overwrite", *small, "--max_steps", "3"]) == 0
     assert train.main(arguments(notes_file, tmp_path / "frozen", *of_encoder, "--tuning", "frozen")) == 1
@@ -643,7 +646,7 @@ def test_an_encoder_without_weights_is_one_clear_line(notes_file, tmp_path, enco
     given = arguments(notes_file, tmp_path / "run", "--model", str(folder), "--tuning", tuning, "--head", "linear")
     assert train.main(given) == 1
     error = capsys.readouterr().err
-    assert "its weights are missing or damaged" in error and error.count("\n") == 1
+    assert "its weights are missing, damaged or cannot be read (" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("more", "again"), [([], ""), (["--overwrite"], " without --overwrite")])

@@ -204,6 +204,7 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
         ("--model transformer --adam_beta2 1", "--adam_beta2 1: give 0, or more but less than 1"),
         ("--model transformer --weight_decay -0.1", "--weight_decay -0.1: give 0 or more"),
         ("--model drbert --optim adamw_8bit", "--optim adamw_8bit: You need to install `bitsandbytes`"),
+        ("--model drbert --optim_args x", "--optim adamw_torch_fused with --optim_args x: not enough values"),
         ("--model tfidf --optim grokadamw", "--optim grokadamw: Please install grokadamw"),
         (
             "--model transformer --eval_strategy steps --save_strategy steps --eval_steps 50 --save_steps 100",
