@@ -93,10 +93,11 @@ def plan_memory(
     budget_gb: float,
     autocast_dtype: torch.dtype | None,
     copies: int = 0,
+    processes: int = 1,
 ) -> MemoryPlan:
     """The fastest way to train within `budget_gb` (10^9 bytes) with `batch_size * accumulation` notes a step.
 
-    `copies`: of the model's parameters, that are kept beside it meanwhile.
+    `copies`: of the model's parameters, that are kept beside it meanwhile. `processes`: that train it together.
     `make_batch(n)` gives the n longest training notes as `model(**batch)` takes them, labels included, for n up to 3.
     Measuring runs the model in training mode, in `autocast_dtype` (None: without autocast), and leaves it as found.
 
@@ -105,10 +106,13 @@ def plan_memory(
     """
     notes = batch_size * accumulation
     tokens_a_note = make_batch(1)["input_ids"].numel()
-    state = state_bytes(model, copies)
+    state = state_bytes(model, copies, processes)
     plans = []
     for checkpointing in (False, True) if supports_checkpointing(model) else (False,):
-        needed_bytes = measure_need(model, make_batch, autocast_dtype, checkpointing, state)
+        try:
+            needed_bytes = measure_need(model, make_batch, autocast_dtype, checkpointing, state)
+        except torch.OutOfMemoryError:  # of a GPU, which one note at a time, or checkpointing, may still fit
+            continue
         plans += [
             MemoryPlan(size, notes // size, checkpointing, needed_bytes(size, notes // size) / 1e9)
             for size in range(1, batch_size + 1)
@@ -116,6 +120,11 @@ def plan_memory(
         ]
         if plans[-1].expected_gb <= budget_gb:  # the batch as asked for: checkpointing would only cost time
             break
+    if not plans:
+        raise MemoryBudgetError(
+            f"--memory_gb {budget_gb:g}: to plan it, three of the longest notes must fit into the GPU, and do not; "
+            "use --tuning lora or frozen, a shorter --max_length or a smaller model."
+        )
     fitting = [plan for plan in plans if plan.expected_gb <= budget_gb]
     if not fitting:
         least = min(plan.expected_gb for plan in plans)
@@ -160,10 +169,14 @@ def measure_need(
     return needed_bytes
 
 
-def state_bytes(model: nn.Module, copies: int = 0) -> int:
-    """What lasts from step to step: the parameters and copies of them, and the two moments of those trained."""
+def state_bytes(model: nn.Module, copies: int = 0, processes: int = 1) -> int:
+    """What lasts from step to step: the parameters and copies of them, and the two moments of those trained.
+
+    Of several `processes` each also has the buckets by which they exchange gradients, as large as these.
+    """
+    of_trained = ADAM_MOMENTS + (processes > 1)
     return sum(
-        parameter.nbytes * (1 + copies + (ADAM_MOMENTS if parameter.requires_grad else 0))
+        parameter.nbytes * (1 + copies + (of_trained if parameter.requires_grad else 0))
         for parameter in model.parameters()
     )
 

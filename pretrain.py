@@ -35,6 +35,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from accelerate.utils import parse_flag_from_env
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -311,7 +312,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
         recipe = RECIPES["small"]
         parser.set_defaults(**SMALL)
     name = f"mini-{first_look.architecture}" if first_look.model is None else f"{Path(first_look.model).name}-ours"
-    use_cpu = first_look.use_cpu or not torch.accelerator.is_available()
+    use_cpu = first_look.use_cpu or is_to_use_cpu()
     parser.set_defaults(
         **(COMMON_RECIPE | recipe),
         use_cpu=use_cpu,
@@ -333,6 +334,11 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
     if training_args.push_to_hub:
         raise ArgumentError("--push_to_hub: an encoder trained on notes may remember them; pretrain.py pushes none.")
     return arguments, training_args
+
+
+def is_to_use_cpu() -> bool:
+    """Where nothing is said: as a configuration of `accelerate launch` has it, or because there is nothing faster."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
 
 def check_ranges(given: dict, ranges: list[tuple[str, Callable, str]]):

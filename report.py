@@ -723,6 +723,10 @@ def duration(hours: float) -> str:
     return f"{hours:.2g} h" if hours < 10 else f"{hours:,.0f} h"
 
 
+def processes_in_words(processes: int) -> str:
+    return f"; {processes} processes, whose memory and processor's energy are those of one" if processes > 1 else ""
+
+
 def describe_runs(results: pd.DataFrame) -> dict[str, str]:
     """What the runs of one data set were run on, with every distinct value where the runs differ."""
     if results.empty:
@@ -734,7 +738,7 @@ def describe_runs(results: pd.DataFrame) -> dict[str, str]:
     packages = {(name, version) for row in results.packages for name, version in row.items()}
     hardware = {
         f"{h.get('cpu')}, {h.get('threads')} thread{'' if h.get('threads') == 1 else 's'} of {h.get('cores')} cores, "
-        f"GPU: {h.get('gpu') or 'none'}"
+        f"GPU: {h.get('gpu') or 'none'}{processes_in_words(h.get('processes', 1))}"
         for h in results.hardware
     }
     encoders = results[results.kind == "pretrained"]

@@ -191,7 +191,8 @@ fi
 export OMP_NUM_THREADS=$((cores / jobs > 0 ? cores / jobs : 1)) TOKENIZERS_PARALLELISM=false
 export CUDA_DEVICE_ORDER=PCI_BUS_ID  # the numbers that nvidia-smi gives
 # one GPU a run; of a variable that is set to nothing, none
-if [[ -z ${ACCELERATE_CONFIG:-} ]]; then gpus=${CUDA_VISIBLE_DEVICES-0} && export CUDA_VISIBLE_DEVICES=${gpus%%,*}; fi
+gpus=${CUDA_VISIBLE_DEVICES-0} one_gpu=${gpus%%,*}
+if [[ -z ${ACCELERATE_CONFIG:-} ]]; then export CUDA_VISIBLE_DEVICES=${one_gpu}; fi
 launch=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
   --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
 if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
@@ -202,8 +203,8 @@ echo "${#plan[@]} runs on ${dataset} (folds: ${folds}, unless the notes have spl
   "(threads each: ${OMP_NUM_THREADS} of ${cores}, ${memory} GB free), into ${output}/"
 if ${dry_run}; then
   if ${demo}; then printf '%s\n' "${plan[@]}"; exit 0; fi  # its encoders are not made yet: nothing to probe
-  printf '%s\n' "${plan[@]}" | python estimate.py --jobs "${jobs}" --estimate "${output}/estimate.json" \
-    --dataset "${dataset}" --folds "${folds}" "${extra[@]}"
+  printf '%s\n' "${plan[@]}" | CUDA_VISIBLE_DEVICES=${one_gpu} python estimate.py --jobs "${jobs}" \
+    --estimate "${output}/estimate.json" --dataset "${dataset}" --folds "${folds}" "${extra[@]}"
   exit
 fi
 for folder in "${output}" "${report}"; do  # known before the work is done
@@ -296,7 +297,7 @@ compute_features() {  # of every frozen encoder with a run to do, one after the 
     [[ ${tuning} == frozen && ${model} != "${done}" ]] && ! is_finished "${id}" || continue
     done=${model}
     set_arguments "${id}" "${model}" "${head}" "${tuning}" "${size}"
-    OMP_NUM_THREADS=${cores} python train.py "${arguments[@]}" --features_only \
+    OMP_NUM_THREADS=${cores} CUDA_VISIBLE_DEVICES=${one_gpu} python train.py "${arguments[@]}" --features_only \
       ${extra[@]+"${extra[@]}"} < /dev/null > "${output}/logs/features-${id%%-"${head}"-*}.log" 2>&1 || true
   done
 }

@@ -52,6 +52,7 @@ from pretrain import (
     ArgumentParser,
     check_ranges,
     check_training,
+    is_to_use_cpu,
     refuse_several_gpus,
 )
 from results import (
@@ -149,7 +150,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
     )
     first_look, _ = parser.parse_known_args(argv)  # the recipe depends on --model and --tuning
     chosen = ModelArguments(model=first_look.model, head=first_look.head, tuning=first_look.tuning)
-    use_cpu = first_look.use_cpu or not torch.accelerator.is_available()
+    use_cpu = first_look.use_cpu or is_to_use_cpu()
     parser.set_defaults(
         **COMMON_RECIPE,
         **RECIPES[chosen.kind],
@@ -530,6 +531,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, training_args: T
                 f"--push_to_hub: {model_args.model} is a small Transformer, and under a head it lacks its code on the "
                 "Hub; push one of --model transformer-pretrained."
             )
+        if encoder.model_type == "longformer":  # of which nothing attends globally here
+            training_args.ddp_find_unused_parameters = True
         if training_args.gradient_checkpointing and encoder.model_type == ScratchConfig.model_type:
             raise ArgumentError(
                 f"--gradient_checkpointing: {model_args.name}, a small Transformer, has none; --memory_gb makes "

@@ -123,7 +123,11 @@ def fit_into_memory(
         budget_gb,
         torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None,
         copies,
+        arguments.world_size,
     )
+    if arguments.device.type == "cuda":  # what planning took is no training's
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     arguments.per_device_train_batch_size = plan.micro_batch
     arguments.per_device_eval_batch_size = plan.micro_batch  # without gradients it needs less
     arguments.gradient_accumulation_steps = plan.accumulation

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+import memory
 from heads import EncoderWithHeadForSequenceClassification
 from memory import ALLOCATOR_OVERHEAD, LiveBytes, MemoryBudgetError, MemoryPlan, measure_need, plan_memory, state_bytes
 from models import add_lora
@@ -93,6 +94,7 @@ def test_accumulation_keeps_the_gradients_during_the_forward_pass():
 def test_state_of_lora_has_moments_for_what_is_trained_only(encoder_folder):
     full, lora = encoder(encoder_folder), encoder(encoder_folder, "lora")
     assert state_bytes(full) == 3 * sum(parameter.nbytes for parameter in full.parameters())
+    assert state_bytes(full, processes=2) == 4 * sum(parameter.nbytes for parameter in full.parameters())
     trained = sum(parameter.nbytes for parameter in lora.parameters() if parameter.requires_grad)
     everything = sum(parameter.nbytes for parameter in lora.parameters())
     assert 0 < trained < everything / 4
@@ -130,6 +132,21 @@ def test_smaller_budgets_never_change_the_effective_batch(encoder_folder, batch_
     costs = [plan.relative_cost(TOKENS) for plan in plans]
     assert costs == sorted(costs) and costs[0] < costs[-1]
     assert (plans[-1].micro_batch, plans[-1].gradient_checkpointing) == (1, True)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_gpu_too_small_to_plan_without_checkpointing(encoder_folder, monkeypatch, fits):
+    def measure(model, make_batch, autocast_dtype, checkpointing, state):
+        if not (checkpointing and fits):
+            raise torch.OutOfMemoryError("a card of 2 GB")
+        return measure_need(model, make_batch, autocast_dtype, checkpointing, state)
+
+    monkeypatch.setattr(memory, "measure_need", measure)
+    if fits:
+        assert plan_memory(encoder(encoder_folder), make_batch, 4, 1, 1.0, None).gradient_checkpointing
+    else:
+        with pytest.raises(MemoryBudgetError, match="three of the longest notes must fit into the GPU, and do not"):
+            plan_memory(encoder(encoder_folder), make_batch, 4, 1, 1.0, None)
 
 
 def test_checkpointing_costs_a_third_and_small_micro_batches_cost_more():

@@ -215,7 +215,7 @@ def test_the_verdict_says_what_more_notes_would_buy(runs, make_report):
 
 
 def test_markdown_says_what_was_run(runs, make_report):
-    hardware = {"cpu": "a processor", "cores": 2, "threads": 1, "gpu": "a card"}
+    hardware = {"cpu": "a processor", "cores": 2, "threads": 1, "gpu": "a card", "processes": 2}
     write_run(runs, "tfidf", environment__git_dirty=True)
     write_run(runs, "transformer", environment__hardware=hardware, environment__packages={"torch": "2.12.0"})
     write_run(runs, "drbert", "grn", "frozen")
@@ -225,7 +225,8 @@ def test_markdown_says_what_was_run(runs, make_report):
     assert "- Encoders: drbert: Dr-BERT/DrBERT-7GB at 0f1e" in text
     assert "- Data fingerprint: abc123" in text
     machine = "a processor, 1 thread of 2 cores"
-    assert f"- Hardware: {machine}, GPU: a card / {machine}, GPU: none" in text
+    two = "2 processes, whose memory and processor's energy are those of one"
+    assert f"- Hardware: {machine}, GPU: a card; {two} / {machine}, GPU: none" in text
     assert "- Git commit: 0123456789ab, 0123456789ab (with uncommitted changes)" in text
     assert "- Packages: torch 2.12.0, torch 2.13.0" in text
     assert "python evaluate.py runs --output report --average weighted" in text  # as if called from where they are

@@ -142,6 +142,10 @@ def test_one_gpu_of_several(tmp_path):
     asked = ["--dataset", "someone/notes", "--models", "tfidf", "--output", "out", "--report", "r"]
     run_all(*asked, cwd=tmp_path, commands=[commands], CUDA_VISIBLE_DEVICES="2,3")
     assert (tmp_path / "out" / "logs" / "tfidf.log").read_text() == "GPU 2\n"
+    stand_in(commands, "python", 'echo "GPU ${CUDA_VISIBLE_DEVICES}"')  # of the dry run, which is no launched one
+    asked += ["--dry-run", "--model_revision", "main"]
+    shown = run_all(*asked, cwd=tmp_path, commands=[commands], CUDA_VISIBLE_DEVICES="2,3", ACCELERATE_CONFIG="a.yaml")
+    assert shown.stdout.splitlines()[-1] == "GPU 2"
 
 
 def test_cores_are_counted_whatever_a_shell_says_of_threads():

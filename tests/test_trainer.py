@@ -230,6 +230,14 @@ def test_a_configuration_of_accelerate_does_not_say_the_precision(notes_file, mo
         assert trainer.accelerator.state.dynamo_plugin.backend == "NO"
 
 
+@pytest.mark.parametrize("by", ["accelerate", "machine"])
+def test_the_device_is_what_accelerate_or_the_machine_says(notes_file, monkeypatch, by):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: by == "accelerate")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", str(by == "accelerate"))
+    _, _, given = parse_arguments(["--model", "transformer", "--dataset", str(notes_file)])
+    assert given.use_cpu and given.device.type == "cpu"
+
+
 def test_schedules_with_arguments_of_their_own(notes_file):
     given = ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 0.0001}']
     _, _, training_args = parse_arguments(["--model", "tfidf", "--dataset", str(notes_file), *given])
@@ -375,7 +383,9 @@ def test_what_the_memory_plan_says_is_done(notes_file, tmp_path, encoder_folder,
     copies = []
 
     def plan(*given):
-        copies.append(given[-1])
+        *_, waiting, processes = given
+        assert processes == 1
+        copies.append(waiting)
         return MemoryPlan(2, 4, checkpointing, 0.1)
 
     monkeypatch.setattr(trainer, "plan_memory", plan)
