@@ -523,7 +523,7 @@ def test_a_small_transformer_as_an_encoder(notes_file, tmp_path, capsys, caplog)
     assert "push one of --model transformer-pretrained" in capsys.readouterr().err
     given = [*of_encoder, "--tuning", "full", "--gradient_checkpointing", "True"]
     assert train.main(arguments(notes_file, tmp_path / "checkpointed", *given)) == 1
-    assert "--gradient_checkpointing: encoder, a small Transformer, has none" in capsys.readouterr().err
+    assert "--gradient_checkpointing: small, a small Transformer, has none" in capsys.readouterr().err
     # another one in the same folder: a fold that was trained on the first does not count for it
     assert pretrain.main([*text, str(encoder), "--overwrite", *small, "--max_steps", "3"]) == 0
     assert train.main(arguments(notes_file, tmp_path / "frozen", *of_encoder, "--tuning", "frozen")) == 1
