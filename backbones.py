@@ -175,7 +175,7 @@ def reading_weights(backbone: Backbone) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, UnpicklingError, EOFError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
-            raise  # memory ran out
+            raise  # not of the file, as where memory ran out
         why = getattr(error, "strerror", None) or type(error).__name__  # as a full disk
         raise BackboneError(
             f"{backbone.hub_id}: its weights are missing, damaged or cannot be read ({why}); copy or download it "

@@ -37,7 +37,7 @@ TOKENS_OF_OVERHEAD = 256
 
 
 class MemoryBudgetError(ValueError):
-    """The memory budget is too small for even one note at a time; the message is one line for the user."""
+    """The memory budget, or the GPU, is too small for training; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def plan_memory(
     Measuring runs the model in training mode, in `autocast_dtype` (None: without autocast), and leaves it as found.
 
     Raises:
-        MemoryBudgetError: if one note at a time does not fit.
+        MemoryBudgetError: if one note at a time does not fit, or three into the GPU while this is found out.
     """
     notes = batch_size * accumulation
     tokens_a_note = make_batch(1)["input_ids"].numel()
@@ -111,7 +111,9 @@ def plan_memory(
     for checkpointing in (False, True) if supports_checkpointing(model) else (False,):
         try:
             needed_bytes = measure_need(model, make_batch, autocast_dtype, checkpointing, state)
-        except torch.OutOfMemoryError:  # of a GPU, which one note at a time, or checkpointing, may still fit
+        except torch.OutOfMemoryError:  # of a GPU; with checkpointing three notes may still fit
+            if processes > 1:
+                raise  # another may have had the memory, and would plan otherwise
             continue
         plans += [
             MemoryPlan(size, notes // size, checkpointing, needed_bytes(size, notes // size) / 1e9)

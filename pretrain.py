@@ -624,6 +624,8 @@ def load_existing(
         raise ArgumentError(
             f"--gradient_checkpointing: {backbone.hub_id}, a small Transformer, has none; leave it out."
         )
+    if config.model_type == "longformer":  # of which nothing attends globally here
+        training_args.ddp_find_unused_parameters = True
     longest = longest_input(config)
     if longest and longest < arguments.max_length:
         logger.warning("max_length %d is more than the encoder takes: %d used", arguments.max_length, longest)

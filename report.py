@@ -78,7 +78,8 @@ COSTS = {
     "own counters, which count all that runs on the machine, or estimated (est.) from its model and load; of a GPU "
     "that trained, all that it drew, for runs beside it too.",
     "CO2, g": "Of that energy, by the mix of the country that was given (--country_iso_code), else the world's mean.",
-    "Peak memory, GB": "The most that the process held, imported libraries included; of the GPU where there is one.",
+    "Peak memory, GB": "The most that the process held, imported libraries included; of the GPU where there is one "
+    "(with --memory_gb there since training on the labels began).",
     "Trainable parameters": "Those that were trained; of a baseline its coefficients.",
     "All parameters": "Those that a prediction needs.",
     "Size, MB": "Of the model on disk.",

@@ -138,7 +138,10 @@ def _cpu_name() -> str:
 
 
 def peak_memory_mb(on_gpu: bool) -> float:
-    """The most memory (10^6 bytes) that this process has held so far, of the GPU's or of the machine's."""
+    """The most memory (10^6 bytes) that this process has held so far, of the GPU's or of the machine's.
+
+    Of a GPU with `--memory_gb`: since training on the labels began.
+    """
     if on_gpu:
         return torch.cuda.max_memory_allocated() / 1e6
     import resource  # not on Windows

@@ -198,6 +198,8 @@ launch=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_pre
 if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
   if [[ ${ACCELERATE_CONFIG} != /* ]]; then ACCELERATE_CONFIG=${invoked_from}/${ACCELERATE_CONFIG}; fi
   launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
+  # so that the pass over the notes and the dry run are on the device of the runs
+  if grep -qiE '^use_cpu: *true' "${ACCELERATE_CONFIG}" 2> /dev/null; then one_gpu="" && export ACCELERATE_USE_CPU=true; fi
 fi
 echo "${#plan[@]} runs on ${dataset} (folds: ${folds}, unless the notes have splits), ${jobs} at a time" \
   "(threads each: ${OMP_NUM_THREADS} of ${cores}, ${memory} GB free), into ${output}/"

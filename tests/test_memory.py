@@ -147,6 +147,8 @@ def test_a_gpu_too_small_to_plan_without_checkpointing(encoder_folder, monkeypat
     else:
         with pytest.raises(MemoryBudgetError, match="three of the longest notes must fit into the GPU, and do not"):
             plan_memory(encoder(encoder_folder), make_batch, 4, 1, 1.0, None)
+    with pytest.raises(torch.OutOfMemoryError):  # of several processes another might plan otherwise
+        plan_memory(encoder(encoder_folder), make_batch, 4, 1, 1.0, None, processes=2)
 
 
 def test_checkpointing_costs_a_third_and_small_micro_batches_cost_more():

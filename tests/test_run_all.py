@@ -146,6 +146,9 @@ def test_one_gpu_of_several(tmp_path):
     asked += ["--dry-run", "--model_revision", "main"]
     shown = run_all(*asked, cwd=tmp_path, commands=[commands], CUDA_VISIBLE_DEVICES="2,3", ACCELERATE_CONFIG="a.yaml")
     assert shown.stdout.splitlines()[-1] == "GPU 2"
+    (tmp_path / "a.yaml").write_text("compute_environment: LOCAL_MACHINE\nuse_cpu: true\n")
+    shown = run_all(*asked, cwd=tmp_path, commands=[commands], CUDA_VISIBLE_DEVICES="2,3", ACCELERATE_CONFIG="a.yaml")
+    assert shown.stdout.splitlines()[-1] == "GPU "
 
 
 def test_cores_are_counted_whatever_a_shell_says_of_threads():
