@@ -137,7 +137,13 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
         if is_local(backbone):
             problem = f"not a folder with a model and its tokenizer ({type(error).__name__})"
             raise BackboneError(f"{name}: {problem}.") from error
-        raise _unreachable(backbone) from error
+        if isinstance(error, OSError):
+            raise _unreachable(backbone) from error
+        # its text may be pages of what the library knows, and begin with a path
+        problem = f"its configuration or its tokenizer cannot be read ({type(error).__name__})"
+        raise BackboneError(f"{name}: {problem}: code of its own is not run, nor every kind of vocabulary.") from error
+    if config.is_encoder_decoder:
+        raise BackboneError(f"{name}: it has a decoder, which notes give nothing to say; give an encoder alone.")
     if any(name.startswith(KEPT_MODELS) for name in config.architectures or []):
         raise BackboneError(
             f"{name}: a model that train.py kept, which has learned its notes with their labels, held-out ones too; "

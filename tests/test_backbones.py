@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import sentencepiece
 import torch
 from transformers import (
     AutoModel,
@@ -284,3 +285,22 @@ def test_longest_input_is_what_the_encoder_takes(encoder_folder):
         assert model(torch.full((1, longest), 5)).last_hidden_state.shape == (1, longest, 32)
         with pytest.raises((IndexError, RuntimeError)):
             model(torch.full((1, longest + 1), 5))
+
+
+def test_a_vocabulary_that_is_a_sentencepiece_file_alone(encoder_folder, copy):
+    folder = copy(without=("tokenizer*",))
+    texts = iter([ACCENTED, "le patient tousse", "pas de fièvre"] * 9)
+    vocabulary = folder / "sentencepiece.bpe"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=texts, model_prefix=str(vocabulary), vocab_size=40, model_type="unigram", minloglevel=2
+    )
+    vocabulary.with_name("sentencepiece.bpe.vocab").unlink()
+    _, tokenizer = load_config_and_tokenizer(find_backbone(str(folder), None))
+    assert tokenizer.decode(tokenizer("le patient")["input_ids"], skip_special_tokens=True) == "le patient"
+
+
+def test_an_encoder_decoder(tmp_path, encoder_folder):
+    AutoTokenizer.from_pretrained(encoder_folder).save_pretrained(tmp_path)
+    T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(BackboneError, match="it has a decoder, .*; give an encoder alone"):
+        load_config_and_tokenizer(find_backbone(str(tmp_path), None))
