@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import argparse
 import copy
+import gc
 import heapq
 import json
 import logging
@@ -32,7 +33,7 @@ import torch
 import transformers
 from tabulate import tabulate
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import IntervalStrategy, TrainerCallback
 
 from backbones import BackboneError, find_backbone, load_config_and_tokenizer
 from data import DataArguments, DataError, Notes, load_notes
@@ -136,6 +137,11 @@ def probe(run: Run, folder: Path) -> Speed:
     rows, training = with_every_class(run.notes, rows, training)
     split = Split(training, held_out, np.array([], dtype=int))
     arguments.output_dir, arguments.num_train_epochs, arguments.max_steps = str(folder), PROBE_EPOCHS[1], -1
+    # in epochs, as the clock counts; how often a run with steps looks at validation, the probe's few steps do not tell
+    for name in ("eval_strategy", "save_strategy"):
+        if getattr(arguments, name) == IntervalStrategy.STEPS:
+            setattr(arguments, name, IntervalStrategy.EPOCH)
+    arguments.eval_on_start, arguments.eval_delay = False, 0
     model_args.cache_dir, model_args.early_stopping_patience = str(folder / "features"), 0
     model_args.pretraining_tokens, model_args.min_steps, model_args.ensemble = PROBE_TOKENS, 0, 1
     notes = run.notes.select(rows)
@@ -169,12 +175,13 @@ def probe(run: Run, folder: Path) -> Speed:
 
 
 def kind_of_probe(run: Run) -> tuple:
-    """Runs with the same one take the same time: where the encoder is trained, its head hardly counts."""
+    """Runs with the same one take about the same time: where the encoder is trained, its head hardly counts."""
     model_args = run.model_args
     if model_args.kind not in TUNINGS:
         return (model_args.model,)
     config, _ = load_config_and_tokenizer(find_backbone(model_args.model, model_args.model_revision))
-    shape = tuple(getattr(config, name, None) for name in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+    sizes = "model_type hidden_size num_hidden_layers intermediate_size vocab_size num_experts".split()
+    shape = tuple(getattr(config, name, None) for name in sizes)
     return (model_args.kind, shape, model_args.head if model_args.kind == "frozen" else None)
 
 
@@ -341,6 +348,12 @@ def estimate_all(plan: list[dict], parsed: list[tuple]) -> tuple[dict[str, dict]
             except (BackboneError, DataError, MemoryBudgetError) as error:
                 problems[line["run_id"]] = str(error)
                 continue
+            except torch.OutOfMemoryError:
+                problems[line["run_id"]] = "more than the GPU's memory; --memory_gb says how much there is"
+                continue
+            finally:  # trainers are cycles, and would stay beside the next ones
+                gc.collect()
+                torch.cuda.empty_cache()
             known = estimate(run, splits, speeds[kind], start_up)
             estimates[line["run_id"]] = known | {"fingerprint": fingerprint(*corpus)}
     return estimates, problems

@@ -2,7 +2,9 @@
 
 import io
 import json
+import shutil
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -82,7 +84,7 @@ def test_a_pretraining_is_evaluated_as_often_however_long_it_is(a_run):
     assert known["pretraining_hours"] == pytest.approx((1000 + 50) / 3600)  # of draws of training notes a single one
 
 
-def test_who_shares_a_probe(a_run, encoder_folder):
+def test_who_shares_a_probe(a_run, encoder_folder, tmp_path):
     def kind(*arguments):
         return kind_of_probe(a_run(*arguments))
 
@@ -91,6 +93,12 @@ def test_who_shares_a_probe(a_run, encoder_folder):
     assert kind(*encoder, "full", "--head", "grn") == kind(*encoder, "full", "--head", "linear")
     assert kind(*encoder, "frozen", "--head", "grn") != kind(*encoder, "frozen", "--head", "linear")
     assert kind(*encoder, "full") != kind(*encoder, "lora")
+    for name, value in (("vocab_size", 90_000), ("num_hidden_layers", 5)):  # of which each makes steps longer
+        (tmp_path / name).mkdir()
+        shutil.copytree(encoder_folder, tmp_path / name, dirs_exist_ok=True)
+        config = json.loads((encoder_folder / "config.json").read_text())
+        (tmp_path / name / "config.json").write_text(json.dumps(config | {name: value}))
+        assert kind("--model", str(tmp_path / name), "--tuning", "full") != kind(*encoder, "full")
 
 
 def test_a_probe_has_the_labels_and_lengths_of_the_corpus(tmp_path):
@@ -188,6 +196,36 @@ def test_the_command_probes_what_it_can(run_command, notes_file, encoder_folder)
     assert max(*alone, sum(alone) / 2) - 1e-9 <= side_by_side < sum(alone)
     assert "no-such/encoder is not in the cache" in printed and "2 runs without an estimate left out" in printed
     assert "--train_size 5000: the training part has" in printed
+
+
+@pytest.mark.parametrize("evaluated", ["epoch", "steps"])
+def test_a_probe_tells_training_from_evaluation(a_run, tmp_path, evaluated, monkeypatch):
+    """However a run evaluates: an evaluation at the last step of an epoch is none of its training."""
+    monkeypatch.setattr(command, "PROBE_SECONDS", 0.0)
+    often = ["--eval_strategy", evaluated, "--save_strategy", evaluated, "--eval_steps", "2", "--save_steps", "2"]
+    run = a_run("--model", "transformer", *often, "--eval_on_start", "True", "--vocab_size", "400")
+    evaluate = command.PhaseClock.on_evaluate
+    monkeypatch.setattr(command.PhaseClock, "on_evaluate", lambda *given, **more: slow(evaluate, *given, **more))
+
+    def slow(action, *given, **more):
+        time.sleep(1.0)
+        action(*given, **more)
+
+    speed = command.probe(run, tmp_path)
+    assert speed.training > 0 and speed.evaluation * command.PROBE_NOTES > 1.0
+
+
+def test_a_run_that_the_gpu_has_no_room_for_leaves_the_others(run_command, notes_file, monkeypatch):
+    def measure(run, folder):
+        if run.model_args.model == "moe-transformer":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return SPEED
+
+    monkeypatch.setattr(command, "probe", measure)
+    plan = [(name, name, "-", "-", "-") for name in ("moe-transformer", "transformer")]
+    status, printed, _, content = run_command(plan, "--dataset", notes_file, "--folds", 2, "--use_cpu")
+    assert status == 0 and [*content["runs"]] == ["transformer"]
+    assert "moe-transformer" in printed and "more than the GPU's memory; --memory_gb" in printed
 
 
 def reckon(estimates, plan, jobs, device="cpu", monkeypatch=None):
