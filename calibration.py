@@ -43,7 +43,10 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray, task: str) ->
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float, task: str) -> np.ndarray:
-    """The probabilities of the logits divided by the temperature: above 1 less sure, below 1 surer; order is kept."""
+    """The probabilities of the logits divided by the temperature: above 1 less sure, below 1 surer.
+
+    The order of a note's classes is kept.
+    """
     p = np.clip(probabilities, LEAST, 1 - LEAST)
     if task == "multi-label":
         return expit(logit(p) / temperature)

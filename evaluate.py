@@ -143,9 +143,12 @@ def main() -> int:
     complain_of(unreadable)
     damaged += unreadable
     estimated = compare_estimates(estimates, results)
-    report.write_report(
-        args.output, cells, results, compared, estimated, args.average, args.price_per_hour, damaged, command
-    )
+    try:
+        report.write_report(
+            args.output, cells, results, compared, estimated, args.average, args.price_per_hour, damaged, command
+        )
+    except OSError as error:  # a full disk, or one file of another user's
+        return complain(f"--output {args.output}: cannot be written ({error.strerror}); choose another folder")
 
     for dataset, rows in cells.groupby("dataset", sort=False):
         whole = rows[rows.train_size == "-"]

@@ -70,8 +70,8 @@ def may_be_ranked(cells: pd.DataFrame) -> pd.Series:
 
 
 def seeds_differ(cells: pd.DataFrame) -> bool:
-    """Of the models that may be ranked: an unfinished one has no say in how these are compared."""
-    return cells.seeds[may_be_ranked(cells)].nunique() > 1
+    """Of the models that have all their folds: an unfinished one has no say in how the others are compared."""
+    return cells.seeds[cells.status == "complete"].nunique() > 1
 
 
 def hours_to_compare(cells: pd.DataFrame) -> pd.Series:

@@ -50,7 +50,10 @@ def describe_crossings(cells: pd.DataFrame, average: str) -> list[str]:
     found = curves(cells)
     if len(found) < 2:
         return []
-    hours = hours_to_compare(pd.concat(curve.tail(1) for curve in found.values()))
+    shared = set.intersection(*(set(curve.train_size) for curve in found.values()))
+    # what each cost with as many notes as the others
+    known = [curve[curve.train_size.isin(shared)] if shared else curve for curve in found.values()]
+    hours = hours_to_compare(pd.concat(curve.tail(1) for curve in known))
     reference = "tfidf" if "tfidf" in found else [*found][hours.argmin()]
     sentences = []
     for name, curve in found.items():

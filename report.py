@@ -424,7 +424,10 @@ def curves_table(cells: pd.DataFrame, average: str) -> Table | None:
     )
     rows = []
     for name, curve in found.items():
-        scores = {cell.train_size: mean_and_sd(cell, f"f1_{average}") for _, cell in curve.iterrows()}
+        scores = {}
+        for _, cell in curve.iterrows():
+            beware = "; ".join(flags(cell, {"F1": f"f1_{average}"}))
+            scores[cell.train_size] = mean_and_sd(cell, f"f1_{average}") + (f" ({beware})" if beware else "")
         rows.append([name, *(scores.get(size, "-") for size in sizes)])
     return Table(["Model", *("all notes" if size == "-" else f"{int(size):,} notes" for size in sizes)], rows)
 
@@ -622,8 +625,11 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             if np.isnan(answers.estimate(f"f1_{average}")):
                 continue
             score, (low, high) = answers.estimate(f"f1_{average}"), interval(answers, f"f1_{average}")
-            name = cell_name(cells.loc[row])
-            sentences.append(f"{name} has F1 ({average}) {score:.3f} (95 % interval {low:.3f} to {high:.3f}).")
+            name, groups = cell_name(cells.loc[row]), answers.by_group.shape[1]
+            within = f" (95 % interval {low:.3f} to {high:.3f})" if groups > 1 else ""
+            sentences.append(f"{name} has F1 ({average}) {score:.3f}{within}.")
+        if compared.answers and (groups := compared.answers[0].by_group.shape[1]) < FEW_GROUPS:
+            sentences.append(f"With only {groups} {groups_in_words(compared.answers[0])} intervals are too narrow.")
         return sentences + left_out(cells)
     verdict, table = compared.verdict, compared.table
     rows = cells.loc[compared.cells].reset_index(drop=True)

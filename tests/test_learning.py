@@ -85,6 +85,8 @@ def test_the_cheapest_is_the_reference_where_there_is_no_baseline(runs):
     for notes, score in ((100, 0.7), (1000, 0.8)):
         write_point(runs, "drbert", notes, score + 0.05, notes, hours=9.0)
         write_point(runs, "transformer", notes, score, notes, hours=0.1)
+    # alone with so many notes, and dearer for it than the other with fewer
+    write_point(runs, "transformer", 5000, 0.8, 5000, hours=20.0)
     assert describe_crossings(aggregated(runs), "macro") == [
         "drbert is ahead of transformer from 100 training notes on."
     ]

@@ -473,9 +473,17 @@ def test_two_data_sets_have_headings_of_their_own(runs, make_report):
     assert len(headings) == len(set(headings)) and "Can its probabilities be trusted? two.csv" in headings
 
 
-@pytest.mark.parametrize(("notes", "warns"), [(10, True), (30, False)])
-def test_few_groups_are_told(runs, make_report, notes, warns):
-    for model in ("tfidf", "drbert"):
+@pytest.mark.parametrize(
+    ("notes", "warns", "models"),
+    [
+        (10, True, ("tfidf", "drbert")),
+        (30, False, ("tfidf", "drbert")),
+        (10, True, ("tfidf",)),
+        (30, False, ("tfidf",)),
+    ],
+)
+def test_few_groups_are_told(runs, make_report, notes, warns, models):
+    for model in models:
         write_run(runs, model, data__splits__test__notes=2 * notes)
     for path in runs.rglob("predictions.parquet"):
         fold = int(path.parent.name[-1])
@@ -486,6 +494,21 @@ def test_few_groups_are_told(runs, make_report, notes, warns):
     text = (make_report() / "results.md").read_text()
     sentence = f"With only {2 * notes} groups of test notes (patients, documents) intervals are too narrow"
     assert (sentence in text) == warns and ("too narrow" in text) == warns
+
+
+def test_of_one_group_there_is_no_interval(runs, make_report):
+    write_run(runs, "tfidf")
+    for path in runs.rglob("predictions.parquet"):
+        pd.read_parquet(path).assign(group="the only one").to_parquet(path)
+    text = (make_report() / "results.md").read_text()
+    assert re.search(r"tfidf has F1 \(macro\) 0\.\d{3}\. With only 1 groups?", text)
+
+
+def test_parts_of_the_notes_on_which_a_model_collapsed_are_told(runs, make_report):
+    for size in (100, 200):
+        write_run(runs / str(size), "tfidf", run__train_size=size, metrics__collapsed=size == 100)
+    text = (make_report() / "results.md").read_text()
+    assert text.count("(2 of 2 folds COLLAPSED to one answer)") == 1
 
 
 def test_of_a_few_groups_there_is_no_verdict(runs, make_report):
