@@ -252,8 +252,12 @@ def remove_held_out(corpus: Corpus, held_out: Corpus, training: int = 0) -> tupl
 
 
 def _alike(name: str) -> str:
-    """The name as another table or file system may have it: 7.0 is 7, and an accent may be a character of its own."""
-    return unicodedata.normalize("NFC", re.sub(r"^(-?\d+)\.0(/?)$", r"\1\2", name))
+    """The name as another table or file system may have it.
+
+    7.0 and 007 are 7, P7 is p7, and an accent may be a character of its own.
+    """
+    number = re.sub(r"^(-?)0*(\d+)(?:\.0)?(/?)$", r"\1\2\3", name)
+    return unicodedata.normalize("NFC", number.casefold())
 
 
 def find_leaking(texts: Sequence[str], held_out: Sequence[str]) -> np.ndarray:

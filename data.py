@@ -592,7 +592,8 @@ def _encode_labels(
         named = iter(_name_labels(chain.from_iterable(given), names))
         rows = [[*islice(named, len(labels))] for labels in given]
         found = {label for row in rows for label in row}
-        if found == {"0", "1"} and any(len(set(row)) < len(row) for row in rows):
+        are_flags = {name.lower() for name in found} in ({"0", "1"}, {"true", "false"})
+        if are_flags and (any(len(set(row)) < len(row) for row in rows) or all(set(row) == found for row in rows)):
             raise DataError(
                 f"Column {arguments.label_column} holds rows of 0 and 1: write the names of a note's labels instead."
             )
@@ -602,6 +603,8 @@ def _encode_labels(
         _refuse_text(Counter(label for row in rows for label in row), arguments)
         if len(class_names) < 2:
             raise DataError(f"Multi-label notes with {len(class_names)} distinct label: at least 2 are needed.")
+        if labels.all():
+            raise DataError(f"All {len(rows)} notes carry all {len(class_names)} labels: there is nothing to learn.")
         return "multi-label", class_names, labels
 
     values = _name_labels(column, names)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from corpus import Corpus, Removed, find_leaking, of_notes, read_corpus, remove_held_out
+from corpus import Corpus, Removed, find_leaking, of_notes, read_corpus, remove_held_out, split_words
 from data import DataArguments, DataError, load_notes
 
 WORDS = "le patient de la chambre douze présente une fièvre élevée avec toux sèche depuis trois jours".split()
@@ -70,20 +70,23 @@ def test_pieces_of_a_note_count_together_those_of_several_notes_do_not():
 
 @pytest.mark.parametrize("change", [
     lambda text: text.replace("e", "e\u00ad"),  # soft hyphens
-    lambda text: text.replace(" de ", " de\ufeff "),
+    lambda text: text.replace("e", "e\ufeff"),
     lambda text: text.replace("tr", "t-\nr"),
     lambda text: text.replace(" ", "_"),
     lambda text: text.replace("oe", "œ"),
 ])  # fmt: skip
 def test_signs_that_a_copy_may_lack_do_not_hide_it(change):
     note = NOTE + " oedème des membres"
-    assert change(note) != note and find_leaking([change(note)], [note]).all()
+    assert change(note) != note and split_words(change(note)) == split_words(note)
+    assert find_leaking([change(note)], [note]).all()
 
 
 def test_a_patients_number_and_name_are_the_same_however_they_are_written():
-    held_out = Corpus([NOTE], [("n1", "7", "Zoé")])
-    corpus = Corpus(["a", "b", "c"], [("7.0",), (unicodedata.normalize("NFD", "Zoé"),), ("7.00",)])
-    assert remove_held_out(corpus, held_out)[0].texts == ["c"]
+    held_out = Corpus([NOTE, OTHER], [("n1", "7", "Zoé"), ("n2", "P00", "0")])
+    same = [("7.0",), ("007",), ("0/",), ("00/",), ("p00",), (unicodedata.normalize("NFD", "ZOÉ"),)]
+    others = [("7.00",), ("70",), ("p0",)]
+    corpus = Corpus([f"text {number}" for number in range(9)], same + others)
+    assert remove_held_out(corpus, held_out)[0].names == others
 
 
 def test_each_folder_may_be_a_source(tmp_path):

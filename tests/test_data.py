@@ -369,10 +369,23 @@ def test_lists_written_as_text_with_a_separator(write):
     assert load(in_brackets, label_separator=";").class_names == ["[a]", "[b]"]
 
 
-@pytest.mark.parametrize("rows", [[[0, 1, 0], [1, 0, 0], [0, 1, 1]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [[0, 1, 0], [1, 0, 0], [0, 1, 1]],
+        [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]],
+        [[0, 1], [1, 0], [0, 1]],  # one-hot, of two classes
+        [[True, False, False], [False, True, False], [False, False, True]],
+    ],
+)
 def test_rows_of_0_and_1_are_not_taken_for_names(write, rows):
     with pytest.raises(DataError, match="Column label holds rows of 0 and 1: write the names of a note's labels"):
         load(write({"text": TEXTS, "label": rows}))
+
+
+def test_notes_that_all_carry_all_labels(write):
+    with pytest.raises(DataError, match="All 3 notes carry all 2 labels: there is nothing to learn"):
+        load(write({"text": TEXTS, "label": [["a", "b"], ["b", "a"], ["a", "b"]]}))
 
 
 def test_labels_named_0_and_1(write):

@@ -105,9 +105,9 @@ def test_vocabulary_size(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_shared_word_leaves_characters(family):
-    tokenizer = train_tokenizer(["œdème aigu", "toux"], family, 420, 32)
+    tokenizer = train_tokenizer(["œdème aigu, œdème, œdème", "toux"], family, 420, 32)  # often, but in one document
     assert tokenizer.unk_token_id not in tokenizer("œdème")["input_ids"]
-    assert not any("dème" in token for token in tokenizer.get_vocab())
+    assert not any("dème" in tokenizer.decode([token]) for token in tokenizer.get_vocab().values())
 
 
 def fingerprints() -> list[str]:
