@@ -133,7 +133,7 @@ class ObedientTrainer(Trainer):
 class StopAfterEpoch(TrainerCallback):
     """Stops at the end of epoch `last`, on the learning-rate schedule of the whole run: for the model kept for use.
 
-    With `within`, where the folds chose among steps, in the middle of an epoch too.
+    With `within`, where the folds chose among steps or all have as many, in the middle of an epoch too.
     """
 
     def __init__(self, last: float, within: bool = False):

@@ -294,15 +294,14 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
         if attention_mask is None:
             rows_and_tokens = (input_ids if hidden_states is None else hidden_states).shape[:2]
             attention_mask = torch.ones(rows_and_tokens, dtype=torch.long, device=self.device)
-        auxiliary_loss = None
-        if hidden_states is None:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tuning != "frozen"):
-                encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
-            hidden_states, auxiliary_loss = encoded.last_hidden_state, encoded.get("auxiliary_loss")
-        if not torch.is_autocast_enabled(hidden_states.device.type):
-            hidden_states = hidden_states.to(self.classifier.weight.dtype)
-        pooled = self.head(hidden_states, attention_mask, self.pool(attention_mask))  # (rows, H)
-        logits = self.classifier(self.dropout(pooled)).float()
+        # Without gradients as many rows at a time as there are notes: windows then take no more memory than notes.
+        all_at_once = window_note is None or torch.is_grad_enabled()
+        at_a_time = len(attention_mask) if all_at_once else int(window_note[-1]) + 1
+        inputs, known = (input_ids, False) if hidden_states is None else (hidden_states, True)
+        parts = zip(inputs.split(at_a_time), attention_mask.split(at_a_time), strict=True)
+        pooled, auxiliary_losses = zip(*(self.encode(*part, known) for part in parts), strict=True)
+        auxiliary_loss = auxiliary_losses[0]  # one part is all in training
+        logits = self.classifier(self.dropout(torch.cat(pooled))).float()
         if window_note is not None:
             notes = int(window_note.max()) + 1
             total = logits.new_zeros(notes, logits.shape[1]).index_add_(0, window_note, logits)
@@ -314,6 +313,19 @@ class EncoderWithHeadForSequenceClassification(PreTrainedModel):
         if auxiliary_loss is not None and self.config.tuning != "frozen":
             output["auxiliary_loss"] = auxiliary_loss
         return output
+
+    def encode(
+        self, inputs: torch.Tensor, attention_mask: torch.Tensor, known: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Token ids (rows, tokens), or hidden states (rows, tokens, H) if they are `known` -> (rows, H) and a loss."""
+        hidden_states, auxiliary_loss = inputs, None
+        if not known:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.tuning != "frozen"):
+                encoded = self.encoder(input_ids=inputs, attention_mask=attention_mask)
+            hidden_states, auxiliary_loss = encoded.last_hidden_state, encoded.get("auxiliary_loss")
+        if not torch.is_autocast_enabled(hidden_states.device.type):
+            hidden_states = hidden_states.to(self.classifier.weight.dtype)
+        return self.head(hidden_states, attention_mask, self.pool(attention_mask)), auxiliary_loss
 
 
 def attention_projections(model: EncoderWithHeadForSequenceClassification) -> list[str]:

@@ -179,6 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", "--batch-size", type=int, default=32, help="notes at a time")
     arguments = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else each request of the Hub's client is a line
     transformers_logging.disable_progress_bar()
     try:
         if arguments.batch_size < 1:
@@ -215,6 +216,9 @@ def main(argv: list[str] | None = None) -> int:
         write_csv(pd.DataFrame(columns), output)
     except (DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (torch.OutOfMemoryError, MemoryError):
+        print(f"error: out of memory with --batch_size {arguments.batch_size}; give a smaller one", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)

@@ -35,6 +35,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
 from transformers import (
     AutoConfig,
@@ -357,6 +358,22 @@ def check_training(training_args: TrainingArguments, seeds: list[int] | None = N
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if getattr(training_args, name):
             raise ArgumentError(f"--{name}: rounds the very weights that are kept; leave it out.")
+    if training_args.resume_from_checkpoint is not None:
+        raise ArgumentError("--resume_from_checkpoint: a run goes on by itself where it stopped; leave it out.")
+    if training_args.enable_jit_checkpoint:
+        raise ArgumentError(
+            "--enable_jit_checkpoint: what a signal cut off would count as finished; leave it out, the last "
+            "checkpoint is gone on from."
+        )
+    if training_args.auto_find_batch_size:
+        raise ArgumentError(
+            "--auto_find_batch_size: would go on with half-trained weights and another batch than is written down; "
+            "give a smaller --per_device_train_batch_size and --gradient_accumulation_steps."
+        )
+    if training_args.fp16 and training_args.device.type == "cpu":
+        raise ArgumentError("--fp16: a CPU would go on in float32; leave it out, or give --bf16 True.")
+    if training_args.dataloader_persistent_workers and not training_args.dataloader_num_workers:
+        raise ArgumentError("--dataloader_persistent_workers: there are none; give --dataloader_num_workers too.")
     if training_args.dataloader_drop_last:
         raise ArgumentError("--dataloader_drop_last: would drop held-out text too; leave it out.")
     if training_args.batch_eval_metrics or not training_args.eval_do_concat_batches:
@@ -868,9 +885,13 @@ def pretrain_in_house(
         like.distributed_state.wait_for_everyone()  # the lock is held by the first process for all of them
         if (folder / REPORT_FILE).is_file():
             logger.info("  pretraining: done earlier, read from %s", folder)
+            if like.process_index == 0:  # of a run that was killed at its very end
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         else:
             logger.info("  pretraining a %s in %s, derived from the notes", arguments.architecture, folder)
             train_masked_lm(arguments, training_args, text, folder)
+            # which keeps what it was told first: here, to compile nothing
+            AcceleratorState._reset_state()
         like.distributed_state.wait_for_everyone()
     return folder
 
@@ -894,6 +915,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.basicConfig(
             format="%(message)s", level=logging.INFO if training_args.process_index == 0 else logging.ERROR
         )
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # else each request of the Hub's client is a line
         transformers_logging.set_verbosity_error()  # of tied weights that a checkpoint stores once
         transformers_logging.disable_progress_bar()
         pretrain(arguments, training_args)

@@ -27,6 +27,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 die() { echo "error: $*" >&2; exit 2; }
 
+# what exists where the command was given is a path from there; the built-in notes go before a folder of their name
+as_seen_from_there() {
+  if [[ $1 != synthetic && $1 != synthetic:* && -e ${invoked_from}/$1 ]]; then echo "${invoked_from}/$1"; else echo "$1"; fi
+}
+
 cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # these are set below, for each run
 # a container sees the cores and the memory of its host, and may use less
 limits=${CGROUP_ROOT:-/sys/fs/cgroup}
@@ -63,7 +68,7 @@ while (($#)); do
       [[ $# -gt 0 && $1 != --* ]] || die "--unlabeled needs a value"
       while (($#)) && [[ $1 != --* ]]; do
         [[ -n $1 ]] || die "--unlabeled needs a value"
-        if [[ -e ${invoked_from}/$1 ]]; then unlabeled+=("${invoked_from}/$1"); else unlabeled+=("$1"); fi
+        unlabeled+=("$(as_seen_from_there "$1")")
         shift
       done
       continue ;;
@@ -106,7 +111,7 @@ for value in ${tunings//,/ }; do
 done
 for value in ${chosen[@]+"${chosen[@]}"}; do  # a slip of the pen would be taken for an encoder on the Hub
   [[ ",${known_models}," != *",${value},"* && ${value} != */* && ! -e ${invoked_from}/${value} ]] || continue
-  similar=$(python -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1, 0.8))' \
+  similar=$(python -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1], sys.argv[2:], 1, 0.85))' \
     "${value}" ${known_models//,/ })
   [[ -z ${similar} ]] || die "--models ${value}: did you mean ${similar}?"
 done
@@ -114,7 +119,7 @@ for value in ${sizes//,/ }; do
   [[ ${value} =~ ^(full|[1-9][0-9]*)$ ]] || die "--train-sizes ${value}: give numbers of notes, or full"
 done
 # These paths are as seen from where the command was given; --unlabeled was treated above.
-if [[ -e ${invoked_from}/${dataset} ]]; then dataset=${invoked_from}/${dataset}; fi
+dataset=$(as_seen_from_there "${dataset}")
 if [[ ${invoked_from} != "${PWD}" ]]; then
   if [[ ${output} != /* ]]; then output=${invoked_from}/${output}; fi
   if [[ ${report} != /* ]]; then report=${invoked_from}/${report}; fi

@@ -209,8 +209,16 @@ def check_numbers(model_args: ModelArguments, training_args: TrainingArguments):
             f"--lr_scheduler_type {name}: waits for a lower score, where a higher one is better; give another, as "
             "cosine."
         )
-    if training_args.resume_from_checkpoint is not None:
-        raise ArgumentError("--resume_from_checkpoint: a run goes on by itself where it stopped; leave it out.")
+    if training_args.remove_unused_columns or training_args.label_names != COMMON_RECIPE["label_names"]:
+        raise ArgumentError("--remove_unused_columns, --label_names: name nothing of your notes; leave them out.")
+    if training_args.include_for_metrics:
+        raise ArgumentError("--include_for_metrics: scores are of labels and predictions alone; leave it out.")
+    sampling = training_args.train_sampling_strategy
+    if sampling == "batch_rebalance" or (sampling == "random" and training_args.world_size > 1):
+        raise ArgumentError(
+            f"--train_sampling_strategy {sampling}: not with notes in an order of their seed's, batches of one "
+            "size and, of several processes, a run that goes on after a kill; give group_by_length."
+        )
     if training_args.neftune_noise_alpha is not None and model_args.kind == "frozen":
         raise ArgumentError(
             f"--neftune_noise_alpha: {model_args.run_id} trains no embeddings; give --tuning lora or full."
@@ -266,9 +274,10 @@ def run_fold(
     if run.model_args.kind == "baseline":
         trained = train_baseline(run, split)
     else:
+        their_settings = settings | {"fingerprint": run.fingerprint, "pretrained": run.pretrained_name(split)}
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
-                discard_foreign_checkpoints(checkpoints, settings | {"fingerprint": run.fingerprint})
+                discard_foreign_checkpoints(checkpoints, their_settings)
         trained = train_network(run, split, seed, checkpoints)
     metric = NoteClassificationMetric(notes.task, notes.class_names)
 
@@ -362,7 +371,7 @@ def resolve_settings(run: Run, seed: int) -> dict:
     left_out = NOT_DECISIVE if in_house else [*NOT_DECISIVE, *OF_PRETRAINING]
     model = {name: value for name, value in asdict(model_args).items() if name not in left_out}
     if in_house:
-        model["unlabeled"] = run.unlabeled.fingerprint()
+        model["unlabeled"] = [run.unlabeled.fingerprint(), run.unlabeled.identity()]  # by ids, documents are left out
         del model["vocab_size"]  # pretrain.py has its own
     if model_args.kind in TUNINGS:
         model["encoder"] = run.encoder
@@ -441,21 +450,24 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
         trained = train_baseline(run, split, Settings(*chosen.most_common(1)[0][0]))
     else:
         # Of its own schedule as much as of the folds': with --min_steps that of more notes has fewer epochs.
-        share = statistics.median(
-            result["cost"]["best_epoch"]
-            / epochs_to_train(run.model_args, training_args, result["data"]["splits"]["train"]["notes"])
-            for result in fold_results
-        )
+        def its_share(result: dict) -> float:
+            notes_then = result["data"]["splits"]["train"]["notes"]
+            share = result["cost"]["best_epoch"] / epochs_to_train(run.model_args, training_args, notes_then)
+            # with --max_steps as many steps are fewer epochs of more notes
+            return share * notes_then / len(train) if training_args.max_steps > 0 else share
+
+        share = statistics.median(map(its_share, fold_results))
         epochs = share * epochs_to_train(run.model_args, training_args, len(train))
         logit_weights = None
         if run.model_args.ngram_branch:
             chosen = [result["model"]["logit_weights"] for result in fold_results]
             logit_weights = {name: statistics.mean(weights[name] for weights in chosen) for name in chosen[0]}
         folder = run.output / "model-checkpoints"
-        settings = resolve_settings(run, seed)
+        settings = resolve_settings(run, seed) | {"fingerprint": run.fingerprint, "epochs": epochs}
+        settings["pretrained"] = run.pretrained_name(split)
         with training_args.main_process_first(local=False):
             if training_args.process_index == 0:
-                discard_foreign_checkpoints(folder, settings | {"fingerprint": run.fingerprint, "epochs": epochs})
+                discard_foreign_checkpoints(folder, settings)
         trained = train_network(run, split, seed, folder, epochs, logit_weights)
     trained_on = f"All {len(notes)} notes." if len(splits) > 1 else f"The {len(train)} notes of the training part."
     save_model(run, trained, fold_results, trained_on, once_more=True)
@@ -654,6 +666,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         format="%(message)s", level=logging.INFO if training_args.process_index == 0 else logging.ERROR
     )
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # else each request of the Hub's client is a line
     if training_args.log_level == "passive":
         # Else every fold's log begins with a table of the weights that a masked language model has and we do not use.
         transformers.utils.logging.set_verbosity_error()

@@ -340,6 +340,11 @@ class Run:
         )
         return self.pretrained[key]
 
+    def pretrained_name(self, split: Split) -> str | None:
+        """What names that model: checkpoints that began with another, of other ids of tokens, are not resumed."""
+        folder = self.pretrain(split)
+        return None if folder is None else folder.name
+
     def fit_ngrams(
         self,
         branch: NgramBranch,
@@ -539,7 +544,8 @@ def train_network(
         if epochs is not None:
             its_arguments.eval_strategy, its_arguments.load_best_model_at_end = "no", False
             its_arguments.eval_on_start = False
-            its_callbacks.append(StopAfterEpoch(epochs, within=arguments.eval_strategy == "steps"))
+            within = arguments.eval_strategy == "steps" or arguments.max_steps > 0
+            its_callbacks.append(StopAfterEpoch(epochs, within))
         elif model_args.early_stopping_patience and arguments.eval_strategy != "no":
             its_callbacks.append(EarlyStopping(model_args.early_stopping_patience))
         trainer = NoteTrainer(

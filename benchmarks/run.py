@@ -354,6 +354,10 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="pairs of runs for each ratio (default: 3)")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results.md", help="the table")
     arguments = parser.parse_args()
+    if arguments.repeats < 1:
+        parser.error(f"--repeats {arguments.repeats}: give 1 or more")
+    if not arguments.output.absolute().parent.is_dir():  # known before the work is done
+        parser.error(f"--output {arguments.output}: no such folder")
     logging.disable(logging.INFO)
     transformers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:

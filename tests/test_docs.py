@@ -60,10 +60,16 @@ def test_files_of_the_readme_exist_and_all_scripts_are_listed():
 
 def test_links_lead_somewhere():
     pages = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")]
-    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8"))]
-    assert len(links) > 5
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8"))]
+    assert len(links) > 5 and any("#" in link for _, link in links)
     for page, link in links:
-        assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert link.startswith("https://") or target.exists(), f"{page.name}: {link}"
+        if anchor and not link.startswith("https://"):
+            headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+            as_anchors = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in as_anchors, f"{page.name}: {link}"
 
 
 def test_every_module_has_its_test_file():

@@ -220,6 +220,12 @@ def test_windows_of_a_note_are_averaged(encoder_folder):
     notes = model(**inputs, window_note=torch.tensor([0, 0, 1, 2, 2])).logits
     expected = torch.stack([rows[:2].mean(0), rows[2], rows[3:].mean(0)])
     torch.testing.assert_close(notes, expected, rtol=0, atol=1e-6)
+    seen = []
+    model.encoder.register_forward_hook(lambda module, given, output: seen.append(len(output.last_hidden_state)))
+    with torch.no_grad():
+        notes = model(**inputs, window_note=torch.tensor([0, 0, 1, 2, 2])).logits
+    torch.testing.assert_close(notes, expected, rtol=0, atol=1e-6)
+    assert seen == [3, 2]  # windows at a time: as many as there are notes
 
 
 def test_multi_label_loss(encoder_folder):
@@ -248,7 +254,8 @@ def test_in_a_pipeline_with_a_tokenizer_of_bert(tmp_path):
     BertConfig(vocab_size=8, hidden_size=H, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
     AutoModel.from_config(AutoConfig.from_pretrained(tmp_path)).save_pretrained(tmp_path)
     model = build(tmp_path).eval()
-    (found,) = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)(["le patient tousse"])
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None, device="cpu")
+    (found,) = classify(["le patient tousse"])
     ids = tokenizer("le patient tousse", return_tensors="pt")["input_ids"]
     expected = model(ids).logits.softmax(-1)[0].sort(descending=True).values
     torch.testing.assert_close(torch.tensor([answer["score"] for answer in found]), expected)

@@ -166,8 +166,13 @@ def test_interrupted_run_resumes(text_file, tmp_path, monkeypatch):
         train_tiny(text_file, tmp_path / "killed", *options)
     checkpoints = tmp_path / "killed" / "checkpoints"
     (checkpoints / "checkpoint-5").mkdir()  # one that was cut off
-    report = train_tiny(text_file, tmp_path / "killed", *options)
-    assert report["cost"]["steps"] == 6 and not checkpoints.exists()
+    trained, step = [], pretrain.StepClock.on_step_end
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            pretrain.StepClock, "on_step_end", lambda *given, **more: trained.append(1) or step(*given, **more)
+        )
+        report = train_tiny(text_file, tmp_path / "killed", *options)
+    assert len(trained) == 2 and report["cost"]["steps"] == 6 and not checkpoints.exists()
     # Not to the bit: which tokens are masked is drawn a batch ahead of the step that is restored.
     assert report["held_out"]["loss"] == pytest.approx(whole["held_out"]["loss"], abs=5e-3)
     assert report["held_out"]["loss"] < report["held_out"]["loss_before"] - 0.01
@@ -197,6 +202,7 @@ def test_a_run_killed_after_its_end_trains_no_further(text_file, tmp_path, monke
     assert last in end
     report = train_tiny(text_file, tmp_path, *options)
     assert report["cost"]["steps"] == last and not (tmp_path / "checkpoints").exists()
+    assert report["cost"]["seconds_a_step"] is None  # none was left to train
 
 
 class Killed(BaseException):

@@ -125,8 +125,8 @@ def test_the_demo_takes_an_encoder_of_ones_own_as_it_is(tmp_path):
 
 
 def test_the_limits_of_a_container_are_kept(tmp_path):
-    for name, prints in (("nproc", "16"), ("awk", "64")):
-        stand_in(tmp_path / "bin", name, f"echo {prints}")
+    for name, does in (("nproc", "echo 16"), ("awk", "echo 64"), ("nvidia-smi", "exit 1")):
+        stand_in(tmp_path / "bin", name, does)
     for limits, expected in (
         ("350000 100000,9000000000,anon 1000000000", "2 at a time (threads each: 2 of 4, 8 GB free)"),
         ("max 100000,max,anon 1000000000", "16 at a time (threads each: 1 of 16, 64 GB free)"),
@@ -299,11 +299,12 @@ def test_mistakes_are_one_line():
         (["--train-size", "100"], "--train_size is for train.py; the grid has --train-sizes"),
         (["--output-dir=x"], "--output_dir is for train.py; the grid has --models, --heads and --output"),
         (["--models", "tfidf,tfdf"], "--models tfdf: did you mean tfidf?"),
+        (["--models", "camembert-base,drbet"], "--models drbet: did you mean drbert?"),  # the first is on the Hub
         (["--models", "tfidf", "--train-sizes", "50,50"], "two runs would be in the folder tfidf-n50: give each"),
         (["--models", "drbert,drbert", "--heads", "grn"], "two runs would be in the folder drbert-grn-frozen"),
     ):
         done = run_all(*arguments)
-        assert done.returncode == 2 and message in done.stderr
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,11 @@ def test_the_model_for_use_trains_for_the_same_share_of_its_schedule(notes_file,
     monkeypatch.setattr(train, "train_network", lambda *given: asked.update(epochs=given[4]))
     monkeypatch.setattr(train, "save_model", lambda *given, **more: None)
     # eight notes a step: 40 notes have 5 steps an epoch, 90 have 12
-    for min_steps, of_folds, expected in (("240", 48, 10), ("0", 10, 5)):
+    for steps, of_folds, expected in (("--min_steps 240", 48, 10), ("--min_steps 0", 10, 5), ("--max_steps 50", 9, 2)):
         run = Run(
             *train.parse_arguments(
                 ["--model", "transformer", "--dataset", str(notes_file), "--output_dir", str(tmp_path), "--use_cpu"]
-                + ["--num_train_epochs", "10", "--per_device_train_batch_size", "8", "--min_steps", min_steps]
+                + ["--num_train_epochs", "10", "--per_device_train_batch_size", "8", *steps.split()]
             ),
             load_notes(DataArguments(dataset=str(notes_file))),
         )
