@@ -595,7 +595,8 @@ def _encode_labels(
         are_flags = {name.lower() for name in found} in ({"0", "1"}, {"true", "false"})
         if are_flags and (any(len(set(row)) < len(row) for row in rows) or all(set(row) == found for row in rows)):
             raise DataError(
-                f"Column {arguments.label_column} holds rows of 0 and 1: write the names of a note's labels instead."
+                f"Column {arguments.label_column} holds rows of 0 and 1, or of true and false: write the names of a "
+                "note's labels instead."
             )
         encoder = MultiLabelBinarizer(classes=_order_classes(found, names, arguments.label_column))
         labels = encoder.fit_transform(rows).astype(np.int64)

@@ -349,7 +349,8 @@ def estimate_all(plan: list[dict], parsed: list[tuple]) -> tuple[dict[str, dict]
                 problems[line["run_id"]] = str(error)
                 continue
             except torch.OutOfMemoryError:
-                problems[line["run_id"]] = "more than the GPU's memory; --memory_gb says how much there is"
+                remedy = "; --memory_gb says how much to use" if model_args.kind in ("scratch", "lora", "full") else ""
+                problems[line["run_id"]] = f"the GPU has too little memory free{remedy}"
                 continue
             finally:  # trainers are cycles, and would stay beside the next ones
                 gc.collect()

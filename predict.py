@@ -206,9 +206,14 @@ def main(argv: list[str] | None = None) -> int:
             split_column="none",
         )
         notes = read_unlabeled(asked)
-        probabilities = predict_probabilities(
-            arguments.model, arguments.model_revision, facts, notes.texts, arguments.batch_size
-        )
+        try:
+            probabilities = predict_probabilities(
+                arguments.model, arguments.model_revision, facts, notes.texts, arguments.batch_size
+            )
+        except RuntimeError as error:  # of a CPU it has no kind of its own
+            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                raise
+            raise DataError(f"--batch_size {arguments.batch_size}: out of memory; give a smaller one.") from None
         columns = {"id": notes.ids, "predicted": label_notes(probabilities, facts)}
         columns |= {
             f"probability_{name}": column for name, column in zip(facts["class_names"], probabilities.T, strict=True)
@@ -216,9 +221,6 @@ def main(argv: list[str] | None = None) -> int:
         write_csv(pd.DataFrame(columns), output)
     except (DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (torch.OutOfMemoryError, MemoryError):
-        print(f"error: out of memory with --batch_size {arguments.batch_size}; give a smaller one", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)

@@ -620,15 +620,16 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             )
         elif len(compared.cells) > 1:
             why = f"no test note is positive, so that F1 ({average}) says nothing"
-        sentences = [f"No verdict: {why}."]
+        sentences, with_intervals = [f"No verdict: {why}."], 0
         for row, answers in zip(compared.cells, compared.answers, strict=True):
             if np.isnan(answers.estimate(f"f1_{average}")):
                 continue
             score, (low, high) = answers.estimate(f"f1_{average}"), interval(answers, f"f1_{average}")
             name, groups = cell_name(cells.loc[row]), answers.by_group.shape[1]
             within = f" (95 % interval {low:.3f} to {high:.3f})" if groups > 1 else ""
+            with_intervals += groups > 1
             sentences.append(f"{name} has F1 ({average}) {score:.3f}{within}.")
-        if compared.answers and (groups := compared.answers[0].by_group.shape[1]) < FEW_GROUPS:
+        if with_intervals and (groups := compared.answers[0].by_group.shape[1]) < FEW_GROUPS:
             sentences.append(f"With only {groups} {groups_in_words(compared.answers[0])} intervals are too narrow.")
         return sentences + left_out(cells)
     verdict, table = compared.verdict, compared.table

@@ -69,7 +69,7 @@ from results import (
 )
 from scratch_model import ScratchConfig
 from splits import Split, draw_splits, draw_training_parts, fingerprint, joined_groups, report_repeated_texts
-from trainer import Run, Trained, epochs_to_train, train_baseline, train_network
+from trainer import Run, Trained, epochs_to_train, steps_an_epoch, train_baseline, train_network
 
 logger = logging.getLogger("train")
 
@@ -371,7 +371,8 @@ def resolve_settings(run: Run, seed: int) -> dict:
     left_out = NOT_DECISIVE if in_house else [*NOT_DECISIVE, *OF_PRETRAINING]
     model = {name: value for name, value in asdict(model_args).items() if name not in left_out}
     if in_house:
-        model["unlabeled"] = [run.unlabeled.fingerprint(), run.unlabeled.identity()]  # by ids, documents are left out
+        model["unlabeled"] = run.unlabeled.fingerprint()
+        model["unlabeled_ids"] = run.unlabeled.identity()  # by which documents are left out
         del model["vocab_size"]  # pretrain.py has its own
     if model_args.kind in TUNINGS:
         model["encoder"] = run.encoder
@@ -423,7 +424,7 @@ def check_same_settings(folder: Path, finished: dict, settings: dict, data_finge
             # of these the fingerprints tell, however the path was written
             if name != "dataset"
             and not (name == "model" and "encoder" in now)
-            and not (name == "subgroup_values" and name not in before)  # as other versions left it
+            and not (name in ("subgroup_values", "unlabeled_ids") and name not in before)  # as other versions left it
             and before.get(name, UNSAID.get(name)) != now.get(name, UNSAID.get(name))
         ]
     if different:
@@ -453,8 +454,9 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
         def its_share(result: dict) -> float:
             notes_then = result["data"]["splits"]["train"]["notes"]
             share = result["cost"]["best_epoch"] / epochs_to_train(run.model_args, training_args, notes_then)
-            # with --max_steps as many steps are fewer epochs of more notes
-            return share * notes_then / len(train) if training_args.max_steps > 0 else share
+            if training_args.max_steps > 0:  # as many steps, which are fewer epochs of more notes
+                share *= steps_an_epoch(training_args, notes_then) / steps_an_epoch(training_args, len(train))
+            return share
 
         share = statistics.median(map(its_share, fold_results))
         epochs = share * epochs_to_train(run.model_args, training_args, len(train))

@@ -412,8 +412,12 @@ def epochs_to_train(model_args: ModelArguments, arguments: TrainingArguments, no
     """`--num_train_epochs`, or as many as `--min_steps` takes with so few notes; `--max_steps` has its own."""
     if arguments.max_steps > 0:
         return arguments.num_train_epochs
+    return max(arguments.num_train_epochs, math.ceil(model_args.min_steps / steps_an_epoch(arguments, notes)))
+
+
+def steps_an_epoch(arguments: TrainingArguments, notes: int) -> int:
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return max(arguments.num_train_epochs, math.ceil(model_args.min_steps / math.ceil(notes / batch)))
+    return math.ceil(notes / batch)
 
 
 @dataclass

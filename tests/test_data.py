@@ -379,7 +379,9 @@ def test_lists_written_as_text_with_a_separator(write):
     ],
 )
 def test_rows_of_0_and_1_are_not_taken_for_names(write, rows):
-    with pytest.raises(DataError, match="Column label holds rows of 0 and 1: write the names of a note's labels"):
+    with pytest.raises(
+        DataError, match="Column label holds rows of 0 and 1, or of true and false: write the names of a note's labels"
+    ):
         load(write({"text": TEXTS, "label": rows}))
 
 

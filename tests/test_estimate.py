@@ -206,13 +206,16 @@ def test_a_probe_tells_training_from_evaluation(a_run, tmp_path, evaluated, monk
     run = a_run("--model", "transformer", *often, "--eval_on_start", "True", "--vocab_size", "400")
     evaluate = command.PhaseClock.on_evaluate
     monkeypatch.setattr(command.PhaseClock, "on_evaluate", lambda *given, **more: slow(evaluate, *given, **more))
+    monkeypatch.setattr(command.PhaseClock, "on_step_end", lambda *given, **more: time.sleep(0.05), raising=False)
 
     def slow(action, *given, **more):
         time.sleep(1.0)
         action(*given, **more)
 
     speed = command.probe(run, tmp_path)
-    assert speed.training > 0 and speed.evaluation * command.PROBE_NOTES > 1.0
+    notes = run.training_args.per_device_train_batch_size * command.PROBE_STEPS
+    assert speed.training * notes > 0.9 * 0.05 * command.PROBE_STEPS  # all steps of an epoch
+    assert speed.evaluation * command.PROBE_NOTES > 1.0
 
 
 def test_a_run_that_the_gpu_has_no_room_for_leaves_the_others(run_command, notes_file, monkeypatch):
@@ -225,7 +228,7 @@ def test_a_run_that_the_gpu_has_no_room_for_leaves_the_others(run_command, notes
     plan = [(name, name, "-", "-", "-") for name in ("moe-transformer", "transformer")]
     status, printed, _, content = run_command(plan, "--dataset", notes_file, "--folds", 2, "--use_cpu")
     assert status == 0 and [*content["runs"]] == ["transformer"]
-    assert "moe-transformer" in printed and "more than the GPU's memory; --memory_gb" in printed
+    assert "moe-transformer" in printed and "the GPU has too little memory free; --memory_gb" in printed
 
 
 def reckon(estimates, plan, jobs, device="cpu", monkeypatch=None):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import invent_notes
 
 import predict
@@ -105,6 +106,20 @@ def test_an_id_of_the_hub_from_within_a_run(notes_file, tmp_path, monkeypatch):
     for given in (".", "fold-0"):
         with pytest.raises(predict.ModelError, match=rf"^{given}: a run; its model is model"):
             predict.read_facts(given)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_out_of_memory(notes_file, tmp_path, capsys, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(predict, "read_facts", lambda *_: {})
+    monkeypatch.setattr(predict, "predict_probabilities", fail)
+    asked = ["model", "--dataset", str(notes_file), "--output", str(tmp_path / "out.csv"), "--batch_size", "7"]
+    assert predict.main(asked) == 1
+    assert capsys.readouterr().err == "error: --batch_size 7: out of memory; give a smaller one.\n"
 
 
 def test_errors_are_one_line(notes_file, tmp_path, capsys):

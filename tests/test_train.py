@@ -50,7 +50,11 @@ def test_the_model_for_use_trains_for_the_same_share_of_its_schedule(notes_file,
     monkeypatch.setattr(train, "train_network", lambda *given: asked.update(epochs=given[4]))
     monkeypatch.setattr(train, "save_model", lambda *given, **more: None)
     # eight notes a step: 40 notes have 5 steps an epoch, 90 have 12
-    for steps, of_folds, expected in (("--min_steps 240", 48, 10), ("--min_steps 0", 10, 5), ("--max_steps 50", 9, 2)):
+    for steps, of_folds, expected in (
+        ("--min_steps 240", 48, 10),
+        ("--min_steps 0", 10, 5),
+        ("--max_steps 50", 9, 4.5 * 5 / 12),
+    ):
         run = Run(
             *train.parse_arguments(
                 ["--model", "transformer", "--dataset", str(notes_file), "--output_dir", str(tmp_path), "--use_cpu"]
@@ -61,6 +65,36 @@ def test_the_model_for_use_trains_for_the_same_share_of_its_schedule(notes_file,
         result = {"cost": {"best_epoch": of_folds / 2}, "data": {"splits": {"train": {"notes": 40}}}}
         train.keep_model(run, [None, None], [result] * 3)
         assert asked["epochs"] == pytest.approx(expected)
+
+
+def test_checkpoints_belong_to_one_pretrained_model(notes_file, tmp_path, monkeypatch):
+    """Those of another have other numbers for their tokens."""
+    told = []
+
+    def stop(folder, settings):
+        told.append(settings["pretrained"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "discard_foreign_checkpoints", stop)
+    monkeypatch.setattr(Run, "pretrain", lambda self, split: tmp_path / "pretrained-one")
+    assert train.main(arguments(notes_file, tmp_path / "run", "--model", "transformer-pretrained")) == 130
+    assert told == ["pretrained-one"]
+
+
+def test_corrected_ids_of_further_text_are_other_settings(notes_file, tmp_path):
+    settings = []
+    for ids in (["a", "b"], ["a", "c"]):
+        archive = pd.DataFrame({"id": ids, "patient": ["x", "y"], "text": ["un texte", "un autre"]})
+        archive.to_csv(tmp_path / "archive.csv", index=False)
+        options = ["--unlabeled", str(tmp_path / "archive.csv"), "--group_column", "patient", "--use_cpu"]
+        parsed = train.parse_arguments(["--model", "transformer-pretrained", "--dataset", str(notes_file), *options])
+        settings.append(train.resolve_settings(Run(*parsed, load_notes(parsed[1])), 0))
+    finished = {"schema_version": 9, "data": {"fingerprint": "x"}, "arguments": settings[0]}
+    train.check_same_settings(tmp_path, finished, settings[0], "x")
+    with pytest.raises(pretrain.ArgumentError, match="other settings .unlabeled_ids"):
+        train.check_same_settings(tmp_path, finished, settings[1], "x")
+    del settings[0]["model"]["unlabeled_ids"]  # of a version that did not write it
+    train.check_same_settings(tmp_path, finished, settings[1], "x")
 
 
 def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplog):
