@@ -2,8 +2,9 @@
 
     python evaluate.py runs --output report
 
-`train.py` leaves one `result.json` a fold, written last; this command finds them under the folders it is given,
-checks that they may be compared, averages over folds and seeds, and has `report.py` draw the table and the figure.
+`train.py` leaves one `result.json` a fold, written last, beside its `predictions.parquet` (ids, labels,
+probabilities); this command finds them under the folders it is given, checks that they may be compared, averages over
+folds and seeds, and has `report.py` draw the table and the figure.
 
 Exit code: 0 if every run is complete; 1 if the report was written but a run is missing, failed or incomplete or a
 file could not be used, and also if results contradict each other, in which case there is no report.

@@ -2,8 +2,9 @@
 
     python predict.py runs/drbert-grn-frozen/model --dataset new_notes.csv --output predictions.csv
 
-Takes any model folder that train.py left, or a Hub id of one that it pushed, and writes one row a note: its id, the
-predicted label at the tuned threshold, and a probability per class. Never the text.
+Takes any model folder that train.py left, or a Hub id of one that it pushed, and writes one row a note: `id`;
+`predicted` (of two classes by the tuned threshold, of several the most probable, of labels all past theirs, joined
+by `|`); and `probability_CLASS` for each class. Never the text, and never over a file that is there.
 """
 
 import argparse

@@ -4,8 +4,9 @@
     python pretrain.py --model drbert --unlabeled archive/ --dataset notes.csv --output_dir models/drbert-ours
 
 The folder that it writes is what train.py takes as --model. `train.py --model transformer-pretrained` calls the same
-functions by itself, for each fold. Of a data set with given splits the training part is read and the rest is kept out:
-no text of a held-out note, patient or document reaches the model or its tokenizer (corpus.py). No text of the notes is
+functions by itself, for each fold. Of a data set with given splits, which must have a validation part, the training
+part is read and the rest is kept out; of one without, all notes are kept out, each being in some fold's test part: no
+text of a held-out note, patient or document reaches the model or its tokenizer (corpus.py). No text of the notes is
 written anywhere; but an encoder may remember what it was trained on, and its vocabulary may spell out words that
 --min_word_documents patients share, so share neither before you have thought about it.
 

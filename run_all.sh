@@ -8,7 +8,7 @@
 #   --dataset D        as for train.py (default: synthetic)         --models a,b   only these models
 #   --heads a,b        only these structures                        --tuning a,b   only these of frozen, lora, full
 #   --folds N          cross-validation folds (default: 5)          --jobs N       runs at a time (default: as many
-#                                                                                as cores and memory carry)
+#                                                                                as cores and memories carry)
 #   --output DIR       runs, logs, plan (default: runs)             --report DIR   table and figure (default: report)
 #   --train-sizes a,b  for learning curves, each model once for each number of training notes (default: full, which
 #                      is all of them): 100,250,500,1000,full
@@ -17,6 +17,9 @@
 #   --price-per-hour R what an hour of the machine costs, in any currency: the report then has prices
 #   --average A        of precision, recall and F1 in the report: macro (default), weighted, positive or micro
 #   --dry-run          print the plan with the hours it will take, from a short probe of each kind of run, and stop
+#                      (with --demo the plan alone)
+# All runs share the first GPU (CUDA_VISIBLE_DEVICES chooses it); with ACCELERATE_CONFIG=FILE in the environment each
+# starts by that configuration of accelerate.
 # Any other argument goes to every train.py, for example --group_column or --per_device_train_batch_size: one that is for
 # some models only, as --ensemble, needs --models.
 # A run that fails does not stop the others, but an argument that train.py does not know does. What is finished is kept

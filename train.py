@@ -1,6 +1,6 @@
 """Train one model on all its folds and write one result file a fold.
 
-    python train.py --dataset notes.csv --model drbert --head grn --output_dir runs/drbert-grn   # or accelerate launch
+    python train.py --dataset notes.csv --group_column patient --model drbert --head grn   # or accelerate launch
 
 `train` reads like the methods section: arguments, notes, splits; for each seed and fold a model built after seeding,
 trained, selected on validation, its threshold tuned there, and the test part read once; then the model kept for use.
