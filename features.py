@@ -174,7 +174,11 @@ def features_key(
 
 
 def _read(folder: Path) -> FrozenFeatures | None:
-    """The features in `folder`; None if they are not whole, which a checksum over every byte tells."""
+    """The features in `folder`; None if they are not whole, which a checksum over every byte tells.
+
+    Raises:
+        DataError: there is no telling, as where there is no memory to map them.
+    """
     if not folder.is_dir():
         return None
     try:
@@ -185,10 +189,12 @@ def _read(folder: Path) -> FrozenFeatures | None:
         index = np.load(folder / INDEX_FILE)
         # mode "c" is for torch, which warns of a read-only array; nothing is ever written
         return FrozenFeatures(torch.from_numpy(states).view(torch.bfloat16), **index, hours=facts["hours"])
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         logger.warning("  hidden states: %s is damaged; computing them again", folder)
         shutil.rmtree(folder)
         return None
+    except OSError as error:  # they may well be whole
+        raise DataError(f"--cache_dir {folder.parent}: hidden states cannot be read ({error.strerror}).") from error
 
 
 def _checksums(folder: Path) -> dict[str, int]:
@@ -263,9 +269,9 @@ def _compute(
     seconds += time.perf_counter() - began
     np.savez(partial / INDEX_FILE, starts=starts, first_window=first_window, is_long=is_long)
     facts = {"tokens": total, "hidden_size": hidden_size, "hours": seconds / 3600, "checksums": _checksums(partial)}
-    (partial / PROGRESS_FILE).unlink(missing_ok=True)
     write_json(partial / FACTS_FILE, facts)
     os.replace(partial, folder)  # what is not on the disk yet, should the machine stop now, the checksums will miss
+    (folder / PROGRESS_FILE).unlink(missing_ok=True)  # until here a kill costs no more than seconds
     logger.info("  hidden states: done in %.1f s (%.0f tokens/s)", seconds, total / seconds)
 
 

@@ -153,9 +153,12 @@ def write_csv(table: pd.DataFrame, output: Path):
     Raises:
         DataError: it cannot be written, as on a full disk.
     """
-    partial = output.with_name(f"{output.name}.partial")
+    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")  # another command may write there too
     try:
         table.to_csv(partial, index=False)
+        if output.exists():
+            partial.unlink()
+            raise DataError(f"--output {output}: exists by now; choose another file.")
         os.replace(partial, output)
     except OSError as error:
         with suppress(OSError):

@@ -708,7 +708,7 @@ def check_output(arguments: PretrainArguments, output: Path):
         raise ArgumentError(f"--model and --output_dir are both {output}: choose another --output_dir.")
     # Beside checkpoints, a model without the report is our own, and its run was interrupted at the very end.
     holds_model = (output / REPORT_FILE).exists() or (
-        (output / "config.json").exists() and not (output / "checkpoints").exists()
+        (output / "config.json").exists() and not (output / "checkpoints" / "settings.json").exists()
     )
     if holds_model and not arguments.overwrite:
         raise ArgumentError(f"{output} already holds a model: choose another --output_dir, or --overwrite.")

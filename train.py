@@ -566,6 +566,8 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
     """All folds and seeds of one model, then the model kept for use; `repeated` is what results say of equal texts."""
     model_args, data_args, training_args, output = run.model_args, run.data_args, run.training_args, run.output
     is_main = training_args.process_index == 0
+    if (output / "model").is_dir() and not (output / "model" / MODEL_FACTS).is_file():
+        raise FolderError(f"{output / 'model'} is no model of these scripts: choose another --output_dir.")
     if model_args.overwrite:
         if is_main:
             models = [output / name for name in ("model", "model.partial", "model-checkpoints")]

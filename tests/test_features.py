@@ -199,6 +199,36 @@ def test_a_pass_that_was_cut_off_goes_on_where_it_was(
     assert not list((tmp_path / "cut").glob("*.partial")) and computed() == 2
 
 
+def test_a_pass_that_was_killed_at_its_very_end_is_not_made_again(encoder_folder, tmp_path, monkeypatch):
+    whole = load(encoder_folder, tmp_path / "whole").states
+    monkeypatch.setattr("features.SECONDS_BETWEEN_SAVES", 0)
+    write_json = features.write_json
+
+    def stop(path, content):
+        if path.name == "features.json":
+            raise KeyboardInterrupt
+        write_json(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(features, "write_json", stop)
+        load(encoder_folder, tmp_path / "cut")
+    monkeypatch.setattr(WindowCollator, "__call__", None)  # no batch is left
+    assert torch.equal(load(encoder_folder, tmp_path / "cut").states, whole)
+    assert not list((tmp_path / "cut").glob("*/progress.json"))
+
+
+def test_what_cannot_be_mapped_is_not_deleted(encoder_folder, tmp_path, monkeypatch):
+    load(encoder_folder, tmp_path)
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=r"be read \(Cannot allocate memory\)"):
+        patch.setattr(features.np, "memmap", refuse)
+        load(encoder_folder, tmp_path)
+    assert list(tmp_path.glob("*/features.json"))
+
+
 def test_a_cut_off_pass_of_another_size_is_not_resumed(encoder_folder, tmp_path):
     key = load(encoder_folder, tmp_path / "a").states
     (folder,) = [path for path in (tmp_path / "a").iterdir() if path.is_dir()]

@@ -122,6 +122,14 @@ def test_out_of_memory(notes_file, tmp_path, capsys, monkeypatch, error):
     assert capsys.readouterr().err == "error: --batch_size 7: out of memory; give a smaller one.\n"
 
 
+def test_predictions_of_another_command_are_kept(tmp_path):
+    output = tmp_path / "predictions.csv"
+    output.write_text("theirs")  # since this one began
+    with pytest.raises(predict.DataError, match="exists by now; choose another file"):
+        predict.write_csv(pd.DataFrame({"id": [1]}), output)
+    assert output.read_text() == "theirs" and [*tmp_path.iterdir()] == [output]
+
+
 def test_errors_are_one_line(notes_file, tmp_path, capsys):
     asked = ["--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
     assert predict.main([str(tmp_path), *asked, "--batch_size", "0"]) == 1

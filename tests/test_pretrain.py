@@ -213,6 +213,15 @@ def kill(*_):
     raise Killed
 
 
+def test_checkpoints_of_another_trainer_are_no_leave_to_overwrite(text_file, tmp_path, caplog, capsys):
+    (tmp_path / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{}")
+    options = ["--architecture", "roberta", "--unlabeled", text_file, "--output_dir", tmp_path, "--use_cpu"]
+    assert run(*options) == 1
+    assert "already holds a model" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints" / "checkpoint-5").is_dir()
+
+
 @pytest.mark.parametrize("options", ["--max_length 21", "--load_best_model_at_end False --eval_strategy no"])
 def test_what_does_not_go_with_the_recipe(text_file, tmp_path, options):
     """All positions of a block that is no multiple of eight; nothing to select by."""

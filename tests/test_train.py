@@ -81,6 +81,15 @@ def test_checkpoints_belong_to_one_pretrained_model(notes_file, tmp_path, monkey
     assert told == ["pretrained-one"]
 
 
+@pytest.mark.parametrize("overwrite", ["False", "True"])
+def test_a_folder_of_the_users_is_no_kept_model(notes_file, tmp_path, overwrite, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("mine")
+    assert train.main(arguments(notes_file, tmp_path, "--overwrite", overwrite)) == 1
+    assert "is no model of these scripts: choose another --output_dir" in capsys.readouterr().err
+    assert (tmp_path / "model" / "config.json").read_text() == "mine"
+
+
 def test_corrected_ids_of_further_text_are_other_settings(notes_file, tmp_path):
     settings = []
     for ids in (["a", "b"], ["a", "c"]):
