@@ -194,7 +194,9 @@ def _read(folder: Path) -> FrozenFeatures | None:
         shutil.rmtree(folder)
         return None
     except OSError as error:  # they may well be whole
-        raise DataError(f"--cache_dir {folder.parent}: hidden states cannot be read ({error.strerror}).") from error
+        raise DataError(
+            f"--cache_dir {folder.parent}: hidden states cannot be read ({error.strerror}); they are kept."
+        ) from error
 
 
 def _checksums(folder: Path) -> dict[str, int]:

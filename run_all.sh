@@ -8,7 +8,7 @@
 #   --dataset D        as for train.py (default: synthetic)         --models a,b   only these models
 #   --heads a,b        only these structures                        --tuning a,b   only these of frozen, lora, full
 #   --folds N          cross-validation folds (default: 5)          --jobs N       runs at a time (default: as many
-#                                                                                as cores and memories carry)
+#                                                                                as cores, memory, GPU carry)
 #   --output DIR       runs, logs, plan (default: runs)             --report DIR   table and figure (default: report)
 #   --train-sizes a,b  for learning curves, each model once for each number of training notes (default: full, which
 #                      is all of them): 100,250,500,1000,full

@@ -261,6 +261,18 @@ def check_selection(name: str | None, notes: Notes):
 # ---- one fold ------------------------------------------------------------------------------------------------------
 
 
+def resume_only_ones_own(run: Run, split: Split, folder: Path, settings: dict):
+    """Discard the checkpoints in `folder` unless these settings, notes and pretrained model made them.
+
+    Those that began with another model have other numbers for their tokens.
+    """
+    pretrained = run.pretrain(split)
+    settings = settings | {"fingerprint": run.fingerprint, "pretrained": pretrained and pretrained.name}
+    with run.training_args.main_process_first(local=False):
+        if run.training_args.process_index == 0:
+            discard_foreign_checkpoints(folder, settings)
+
+
 def run_fold(
     run: Run, split: Split, seed: int, folder: Path, settings: dict, is_last: bool
 ) -> tuple[Trained, pd.DataFrame, dict]:
@@ -274,10 +286,7 @@ def run_fold(
     if run.model_args.kind == "baseline":
         trained = train_baseline(run, split)
     else:
-        their_settings = settings | {"fingerprint": run.fingerprint, "pretrained": run.pretrained_name(split)}
-        with training_args.main_process_first(local=False):
-            if training_args.process_index == 0:
-                discard_foreign_checkpoints(checkpoints, their_settings)
+        resume_only_ones_own(run, split, checkpoints, settings)
         trained = train_network(run, split, seed, checkpoints)
     metric = NoteClassificationMetric(notes.task, notes.class_names)
 
@@ -465,11 +474,7 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
             chosen = [result["model"]["logit_weights"] for result in fold_results]
             logit_weights = {name: statistics.mean(weights[name] for weights in chosen) for name in chosen[0]}
         folder = run.output / "model-checkpoints"
-        settings = resolve_settings(run, seed) | {"fingerprint": run.fingerprint, "epochs": epochs}
-        settings["pretrained"] = run.pretrained_name(split)
-        with training_args.main_process_first(local=False):
-            if training_args.process_index == 0:
-                discard_foreign_checkpoints(folder, settings)
+        resume_only_ones_own(run, split, folder, resolve_settings(run, seed) | {"epochs": epochs})
         trained = train_network(run, split, seed, folder, epochs, logit_weights)
     trained_on = f"All {len(notes)} notes." if len(splits) > 1 else f"The {len(train)} notes of the training part."
     save_model(run, trained, fold_results, trained_on, once_more=True)

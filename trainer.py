@@ -340,11 +340,6 @@ class Run:
         )
         return self.pretrained[key]
 
-    def pretrained_name(self, split: Split) -> str | None:
-        """What names that model: checkpoints that began with another, of other ids of tokens, are not resumed."""
-        folder = self.pretrain(split)
-        return None if folder is None else folder.name
-
     def fit_ngrams(
         self,
         branch: NgramBranch,
