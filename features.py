@@ -35,8 +35,8 @@ from backbones import Backbone, encoder_fingerprint, reading_weights
 from batches import WindowCollator, round_up_width, tokenize_notes
 from data import DataArguments, DataError
 from locks import alone_with
-from machine import keep_freed_memory
-from models import suit_cpu
+from machine import bfloat16_is_fast, keep_freed_memory
+from models import pack_weights, suit_cpu
 from results import write_json
 
 logger = logging.getLogger("train")
@@ -227,16 +227,18 @@ def _compute(
     starts = np.concatenate([[0], lengths.cumsum()])
     first_window = np.concatenate([[0], np.cumsum([len(note) for note in encoded["input_ids"]])])
 
+    tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
     with reading_weights(backbone):
         encoder = AutoModel.from_pretrained(backbone.hub_id, revision=backbone.revision, dtype=dtype)
     if device.type == "cpu":
         keep_freed_memory()
         suit_cpu(encoder)
+        if dtype == torch.bfloat16 and bfloat16_is_fast(use_cpu=True):
+            pack_weights(encoder, tokens_per_batch)
     encoder = encoder.to(device).eval()
     total, hidden_size = int(starts[-1]), encoder.config.hidden_size
     size = total * hidden_size * 2
     partial = folder.with_name(f"{folder.name}.partial")
-    tokens_per_batch = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cuda"])
     batches = _batches_of_like_length(lengths, tokens_per_batch)
     done, seconds = _progress(partial, size, tokens_per_batch)
     logger.info(

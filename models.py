@@ -9,6 +9,7 @@ import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -347,6 +348,25 @@ def suit_cpu(model: nn.Module):
         is_encoder = isinstance(module, PreTrainedModel) and not isinstance(module, OUR_MODELS)
         if is_encoder and module.config._attn_implementation == "sdpa":
             module.set_attn_implementation("written-out")
+
+
+def pack_weights(model: nn.Module, rows: int):
+    """Lay the weights of linear layers out as a CPU multiplies them, once and not in every product; in place.
+
+    For a model in bfloat16 that is only run forward, with its weights as they are now, on batches of about `rows`
+    rows. PyTorch does this in models that it compiles; these are the operators that it calls there. The forward pass
+    takes about an eighth less time (two cores with AMX).
+    """
+    for layer in model.modules():
+        if type(layer) is nn.Linear:
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+            bias = None if layer.bias is None else layer.bias.detach()
+            layer.forward = partial(_packed_product, packed, bias)
+
+
+def _packed_product(packed: torch.Tensor, bias: torch.Tensor | None, inputs: torch.Tensor) -> torch.Tensor:
+    """What `nn.Linear` gives for `inputs` (..., in) -> (..., out)."""
+    return torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
 
 
 def add_lora(model: EncoderWithHeadForSequenceClassification, rank: int) -> PeftModel:

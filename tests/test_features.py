@@ -24,7 +24,7 @@ def texts_of_many_lengths(count=30):
     return [text + " Stable." * (number * 5 % 19) for number, text in enumerate(invent_notes(count)["text"])]
 
 
-def load(encoder_folder, cache_dir, texts=None, device="cpu", **arguments):
+def load(encoder_folder, cache_dir, texts=None, device="cpu", dtype=torch.float32, **arguments):
     return load_or_compute(
         Backbone(str(encoder_folder)),
         AutoTokenizer.from_pretrained(encoder_folder),
@@ -32,7 +32,7 @@ def load(encoder_folder, cache_dir, texts=None, device="cpu", **arguments):
         DataArguments(**{"max_length": 40, **arguments}),
         cache_dir,
         torch.device(device),
-        torch.float32,
+        dtype,
     )
 
 
@@ -66,6 +66,21 @@ def test_logits_are_those_of_the_whole_model_to_bfloat16_rounding(encoder_folder
     found = model(**FeatureCollator(cached)(list(selected)))
     torch.testing.assert_close(found.logits, expected.logits, rtol=0.02, atol=0.05)
     torch.testing.assert_close(found.loss, expected.loss, rtol=0.02, atol=0.02)
+
+
+def test_in_bfloat16_it_is_as_in_float32_to_its_rounding(encoder_folder, tmp_path, monkeypatch):
+    """Where the CPU has a unit for it with the weights laid out for the rows of a batch, and only then."""
+    exact = load(encoder_folder, tmp_path / "float32").states.float()
+    rounded = {"as it is": load(encoder_folder, tmp_path / "as it is", dtype=torch.bfloat16).states}
+    packed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "pack_weights", lambda encoder, rows: packed.append(rows))
+        for unit in (False, True):
+            patch.setattr(features, "bfloat16_is_fast", lambda use_cpu, unit=unit: unit and use_cpu)
+            rounded[unit] = load(encoder_folder, tmp_path / f"{unit}", dtype=torch.bfloat16).states
+    assert packed == [200]
+    for states in rounded.values():
+        torch.testing.assert_close(states.float(), exact, rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from heads import EncoderWithHeadForSequenceClassification
-from models import add_lora, count_parameters, suit_cpu, written_out_attention
+from machine import bfloat16_is_fast
+from models import add_lora, count_parameters, pack_weights, suit_cpu, written_out_attention
 from scratch_model import FastDropout
 
 SIZES = dict(vocab_size=60, pad_token_id=1, bos_token_id=0, eos_token_id=2)
@@ -83,6 +84,28 @@ def test_suited_to_the_cpu_it_is_saved_as_any_other(model, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(loaded.eval()(**batch).logits, model.eval()(**batch).logits)
     assert "written-out" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+@pytest.mark.skipif(not bfloat16_is_fast(use_cpu=True), reason="needs a CPU with a unit for bfloat16")
+def test_packed_weights_give_the_same_to_bfloat16_rounding(model):
+    batch, encoder = padded_batch(), model.encoder.eval()
+    real = batch["attention_mask"].bool()
+    with torch.inference_mode():
+        expected = encoder(**batch).last_hidden_state[real]
+        rounded = encoder.bfloat16()(**batch).last_hidden_state[real]
+        weights = {name: weight.clone() for name, weight in encoder.state_dict().items()}
+        pack_weights(encoder, 100)  # not the number of rows that come
+        packed = encoder(**batch).last_hidden_state[real]
+        one_token = encoder(input_ids=batch["input_ids"][:1, :1]).last_hidden_state
+    assert all("forward" in vars(layer) for layer in encoder.modules() if isinstance(layer, nn.Linear))
+    assert packed.dtype == torch.bfloat16 and one_token.isfinite().all()
+    assert (packed - expected).norm() <= 1.2 * (rounded - expected).norm() > 0
+    assert all(torch.equal(weight, weights[name]) for name, weight in encoder.state_dict().items())
+    without_bias = nn.Sequential(nn.Linear(32, 8, bias=False, dtype=torch.bfloat16))
+    inputs = torch.randn(2, 3, 32, dtype=torch.bfloat16)
+    expected = without_bias(inputs)
+    pack_weights(without_bias, 6)
+    torch.testing.assert_close(without_bias(inputs), expected, rtol=0.02, atol=0.02)
 
 
 def test_attention_that_is_not_ours_to_write_out_goes_to_the_library():
