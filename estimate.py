@@ -40,7 +40,7 @@ from data import DataArguments, DataError, Notes, load_notes
 from machine import available_cores
 from memory import MemoryBudgetError
 from models import TUNINGS, prepare_encoder
-from pretrain import REPORT_FILE, ArgumentError
+from pretrain import REPORT_FILE, ArgumentError, PretrainArguments, count_held_out
 from results import SCHEMA_VERSION, write_json
 from splits import Split, draw_splits, draw_training_parts, fingerprint
 from train import check_selection, parse_arguments, tell_unforeseen
@@ -66,7 +66,8 @@ class Speed:
     fitting: float = 0.0  # a training note, of an n-gram branch
     features: float = 0.0  # a note, in the encoder's one pass over the corpus
     pretraining: float = 0.0  # a token, of a model pretrained in-house
-    pretraining_evaluation: float = 0.0  # all evaluations of a pretraining: as many, however long it is
+    pretraining_evaluation: float = 0.0  # a held-out document, in all evaluations: as many, however long it trains
+    unlabeled: int = 0  # documents of further text
 
     def epoch(self, split: Split, every: int = 1) -> float:
         """Of a training that looks at validation, and saves, after every so many epochs."""
@@ -131,9 +132,11 @@ def probe(run: Run, folder: Path) -> Speed:
     is_baseline = model_args.kind == "baseline"
     count = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * PROBE_STEPS
     count = BASELINE_NOTES if is_baseline else count
-    rows = spread_evenly(run.notes, count + PROBE_NOTES)
-    held_out = np.linspace(0, len(rows) - 1, PROBE_NOTES).round().astype(int)  # of all lengths, as the others
-    training = np.setdiff1d(np.arange(len(rows)), held_out)
+    # at most a third of the notes, though they be few: what is trained on may not be among them
+    looked_at = spread_evenly(run.notes, min(PROBE_NOTES, max(len(run.notes) // 3, 1)))
+    others = np.setdiff1d(np.arange(len(run.notes)), looked_at)
+    rows = np.concatenate([others[spread_evenly(run.notes.select(others), count)], np.resize(looked_at, PROBE_NOTES)])
+    training, held_out = np.arange(count), np.arange(count, len(rows))
     rows, training = with_every_class(run.notes, rows, training)
     split = Split(training, held_out, np.array([], dtype=int))
     arguments.output_dir, arguments.num_train_epochs, arguments.max_steps = str(folder), PROBE_EPOCHS[1], -1
@@ -165,7 +168,8 @@ def probe(run: Run, folder: Path) -> Speed:
         speed.setting_up = time.perf_counter() - started - trained.cost["training_hours"] * 3600 - pretraining
         if model_args.kind == "in-house":
             report = json.loads((run.pretrain(split) / REPORT_FILE).read_text(encoding="utf-8"))
-            speed.pretraining_evaluation = report["cost"]["evaluation_hours"] * 3600
+            speed.pretraining_evaluation = report["cost"]["evaluation_hours"] * 3600 / report["held_out_documents"]
+            speed.unlabeled = len(run.unlabeled)
             speed.pretraining = report["cost"]["seconds_a_step"] * report["cost"]["steps"] / PROBE_TOKENS
     speed.training, speed.evaluation = clock.training / len(training), clock.evaluation / PROBE_NOTES
     speed.saving = clock.saving
@@ -211,7 +215,10 @@ def estimate(run: Run, splits: list[Split], speed: Speed, start_up: float) -> di
         # the model for use, of all notes; a baseline's is one fit of the many that the folds choose from
         times += each
         seconds = (speed.training * epochs + speed.fitting) * len(run.notes) + speed.setting_up
-    pretraining = (speed.pretraining * run.model_args.pretraining_tokens + speed.pretraining_evaluation) * times
+    # at most: held-out notes are not in it, nor is all further text
+    documents = speed.unlabeled + (len(run.notes) if run.model_args.pretrain_on == "training-notes" else 0)
+    looking = speed.pretraining_evaluation * count_held_out(documents, PretrainArguments.held_out_fraction)
+    pretraining = (speed.pretraining * run.model_args.pretraining_tokens + looking) * times
     seconds += training + pretraining + speed.evaluation * predicted + speed.setting_up * folds + start_up
     return {
         "hours": seconds / 3600,

@@ -38,7 +38,9 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
+from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
@@ -137,6 +139,7 @@ RANGES = [  # of numbers, here and in train.py, and how to say so
 # docs/few-labels-measurements.md).
 SMALL = dict(hidden_size=256, num_hidden_layers=2, num_attention_heads=4, intermediate_size=1024)
 SMALL |= dict(vocab_size=8000, max_length=128, mlm_probability=0.4)
+LARGEST_LOSS = 700  # of which the exponential, the perplexity, is still a number
 PATIENCE = 3  # evaluations without a lower held-out loss before pretraining stops (ours)
 # The training arguments, beside the seed, that can move a number, here and in train.py: what was made with others, or
 # interrupted, is not this run's.
@@ -271,6 +274,11 @@ class PretrainArguments:
                 f"--hidden_size {self.hidden_size} must be a multiple of --num_attention_heads "
                 f"{self.num_attention_heads}."
             )
+        if SCRATCH_MODELS.get(self.architecture) and self.num_hidden_layers < 2:
+            raise ArgumentError(
+                f"--num_hidden_layers {self.num_hidden_layers}: the experts of a {self.architecture} are in every "
+                "second layer; give 2 or more."
+            )
 
 
 class ArgumentParser(HfArgumentParser):
@@ -333,6 +341,11 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[PretrainArguments, T
         raise ArgumentError(f"--gradient_checkpointing: a {arguments.architecture} has none; leave it out.")
     if (name := training_args.metric_for_best_model) not in (None, "loss", "eval_loss"):
         raise ArgumentError(f"--metric_for_best_model {name}: there is the held-out loss alone; leave it out.")
+    if training_args.label_smoothing_factor:
+        raise ArgumentError(
+            "--label_smoothing_factor: the held-out loss would be another one, and experts would not share the "
+            "tokens; leave it out."
+        )
     if training_args.push_to_hub:
         raise ArgumentError("--push_to_hub: an encoder trained on notes may remember them; pretrain.py pushes none.")
     return arguments, training_args
@@ -516,12 +529,17 @@ def read_text(arguments: PretrainArguments) -> PretrainingText:
     return gather_text(training, held_out, unlabeled, arguments.transductive)
 
 
+def count_held_out(documents: int, fraction: float) -> int:
+    """How many of them the loss is measured on."""
+    return min(max(MIN_HELD_OUT, round(fraction * documents)), MAX_HELD_OUT)
+
+
 def hold_out(texts: list[str], fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the documents to train on, and of those to measure the loss on: none that is much of all text."""
     sizes = np.array([*map(len, texts)])
     order = np.random.default_rng(seed).permutation(len(texts))
     order = order[(sizes <= sizes.sum() * max(LARGEST_HELD_OUT, 3 / len(texts)))[order]]
-    held_out = np.sort(order[: min(max(MIN_HELD_OUT, round(fraction * len(texts))), MAX_HELD_OUT)])
+    held_out = np.sort(order[: count_held_out(len(texts), fraction)])
     return np.setdiff1d(np.arange(len(texts)), held_out), held_out
 
 
@@ -638,6 +656,10 @@ def load_existing(
         raise BackboneError(
             f"{backbone.hub_id}: its tokenizer has no mask, cls or sep token; give a BERT-like encoder."
         )
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise BackboneError(
+            f"{backbone.hub_id}: of {config.model_type} there is no masked language model; give a BERT-like encoder."
+        )
     if training_args.gradient_checkpointing and config.model_type == ScratchConfig.model_type:
         raise ArgumentError(
             f"--gradient_checkpointing: {backbone.hub_id}, a small Transformer, has none; leave it out."
@@ -707,11 +729,13 @@ def check_output(arguments: PretrainArguments, output: Path):
     if arguments.model is not None and Path(os.path.expanduser(arguments.model)).resolve() == output.resolve():
         raise ArgumentError(f"--model and --output_dir are both {output}: choose another --output_dir.")
     # Beside checkpoints, a model without the report is our own, and its run was interrupted at the very end.
-    holds_model = (output / REPORT_FILE).exists() or (
-        (output / "config.json").exists() and not (output / "checkpoints" / "settings.json").exists()
-    )
+    checkpoints, has_report = output / "checkpoints", (output / REPORT_FILE).exists()
+    has_own_checkpoints = (checkpoints / "settings.json").exists()
+    holds_model = has_report or ((output / "config.json").exists() and not has_own_checkpoints)
     if holds_model and not arguments.overwrite:
         raise ArgumentError(f"{output} already holds a model: choose another --output_dir, or --overwrite.")
+    if not has_report and not has_own_checkpoints and next(checkpoints.glob("*"), None):
+        raise ArgumentError(f"{checkpoints} is not of this script: choose another --output_dir, or move it away.")
 
 
 def code_fingerprint() -> str:
@@ -803,8 +827,8 @@ def train_masked_lm(
     trainer.train(resume_from_checkpoint=checkpoint)
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in trainer.state.log_history)
     loss = trainer.evaluate()["eval_loss"]
-    if not math.isfinite(loss):
-        raise ArgumentError(f"The held-out loss is {loss}: training diverged; give a lower --learning_rate.")
+    if not loss < LARGEST_LOSS:
+        raise ArgumentError(f"The held-out loss is {loss:g}: training diverged; give a lower --learning_rate.")
 
     report = {
         **settings,
@@ -921,7 +945,9 @@ def main(argv: list[str] | None = None) -> int:
         transformers_logging.disable_progress_bar()
         pretrain(arguments, training_args)
         return 0
-    except (ArgumentError, DataError, BackboneError, FolderError, OSError, torch.OutOfMemoryError) as error:
+    except (ArgumentError, DataError, BackboneError, FolderError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except (OSError, SafetensorError, torch.OutOfMemoryError) as error:  # a full disk, files that may not be written
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted: given again, the same command goes on from here", file=sys.stderr)

@@ -57,7 +57,7 @@ def test_many_short_epochs_are_looked_at_as_rarely_as_few_long_ones(a_run):
 @pytest.mark.parametrize("model", ["tfidf", "transformer", "transformer-pretrained"])
 def test_the_model_for_use_is_one_more_training(a_run, model):
     pretraining = model == "transformer-pretrained"
-    of_pretraining = dict(pretraining=1e-3, pretraining_evaluation=50.0) if pretraining else {}
+    of_pretraining = dict(pretraining=1e-3, pretraining_evaluation=10.0) if pretraining else {}  # of 5 documents
     speed = Speed(training=2.0, setting_up=100.0, **of_pretraining)
     options = ["--model", model, "--num_train_epochs", "4", "--min_steps", "0"]
     without, with_it = (
@@ -78,10 +78,14 @@ def test_a_limit_of_steps_is_a_number_of_epochs(a_run):
 def test_a_pretraining_is_evaluated_as_often_however_long_it_is(a_run):
     run = a_run("--model", "transformer-pretrained", "--pretraining_tokens", "1e6", "--seeds", "0", "1")
     folds = [Split(np.arange(60), np.arange(60, 80), np.arange(80, 90) + number) for number in range(3)]
-    known = estimate(run, folds, Speed(pretraining=1e-3, pretraining_evaluation=50.0), 0)
-    assert known["pretraining_hours"] == pytest.approx(3 * (1000 + 50) / 3600)  # one a fold
-    known = estimate(run, SPLITS, Speed(pretraining=1e-3, pretraining_evaluation=50.0), 0)
-    assert known["pretraining_hours"] == pytest.approx((1000 + 50) / 3600)  # of draws of training notes a single one
+    speed = Speed(pretraining=1e-3, pretraining_evaluation=10.0)
+    assert estimate(run, folds, speed, 0)["pretraining_hours"] == pytest.approx(3 * (1000 + 50) / 3600)  # one a fold
+    # of draws of training notes a single one
+    assert estimate(run, SPLITS, speed, 0)["pretraining_hours"] == pytest.approx((1000 + 50) / 3600)
+    for unlabeled, held_out in ((310, 20), (100_000, 100)):  # of all documents 5 %, at least 5 and at most 100
+        speed.unlabeled = unlabeled
+        known = estimate(run, SPLITS, speed, 0)["pretraining_hours"]
+        assert known == pytest.approx((1000 + 10 * held_out) / 3600)
 
 
 def test_who_shares_a_probe(a_run, encoder_folder, tmp_path):
@@ -144,6 +148,15 @@ def test_a_rare_class_stops_no_probe(run_command, tmp_path):
     )
     # fmt: on
     assert status == 0 and [*content["runs"]] == ["tfidf", "transformer-pretrained"], complaints
+
+
+def test_a_small_corpus_leaves_a_probe_enough_to_pretrain_on(run_command, tmp_path):
+    """Of few notes, which the probe has to repeat, those that it evaluates on are not all of them."""
+    invent_notes(60).to_csv(tmp_path / "notes.csv", index=False)
+    plan = [("transformer-pretrained", "transformer-pretrained", "-", "-", "-")]
+    options = ("--dataset", tmp_path / "notes.csv", "--folds", 2, "--max_length", 48, "--use_cpu")
+    status, printed, complaints, content = run_command(plan, *options, "--keep_model", "False")
+    assert status == 0 and content["runs"]["transformer-pretrained"]["pretraining_hours"] > 0, complaints
 
 
 @pytest.fixture

@@ -11,8 +11,17 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    XLNetConfig,
+    XLNetModel,
+)
 
 import data
 import pretrain
@@ -215,11 +224,41 @@ def kill(*_):
 
 def test_checkpoints_of_another_trainer_are_no_leave_to_overwrite(text_file, tmp_path, caplog, capsys):
     (tmp_path / "checkpoints" / "checkpoint-5").mkdir(parents=True)
-    (tmp_path / "config.json").write_text("{}")
     options = ["--architecture", "roberta", "--unlabeled", text_file, "--output_dir", tmp_path, "--use_cpu"]
+    for given in ([], ["--overwrite"]):
+        assert run(*options, *given) == 1
+        assert "checkpoints is not of this script: choose another --output_dir" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text("{}")
     assert run(*options) == 1
     assert "already holds a model" in capsys.readouterr().err
     assert (tmp_path / "checkpoints" / "checkpoint-5").is_dir()
+
+
+def test_a_training_that_diverged_is_one_line(text_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrain, "LARGEST_LOSS", 0.1)
+    options = ["--architecture", "bert", "--unlabeled", text_file, "--output_dir", tmp_path, "--max_steps", 1]
+    assert run(*TINY, *options) == 1
+    assert ": training diverged; give a lower --learning_rate" in capsys.readouterr().err
+    assert not (tmp_path / "pretrain.json").exists()
+
+
+def test_an_encoder_without_a_masked_language_model_is_one_line(text_file, tmp_path, capsys):
+    XLNetModel(
+        XLNetConfig(vocab_size=300, pad_token_id=1, d_model=16, n_layer=1, n_head=2, d_inner=16)
+    ).save_pretrained(tmp_path)
+    train_tokenizer(invent_texts(), "unigram", vocab_size=300, max_length=64).save_pretrained(tmp_path)
+    assert run("--model", tmp_path, "--unlabeled", text_file, "--output_dir", tmp_path / "out", "--use_cpu") == 1
+    assert "of xlnet there is no masked language model; give a BERT-like encoder" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(text_file, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(pretrain.PreTrainedModel, "save_pretrained", full)
+    options = ["--architecture", "bert", "--unlabeled", text_file, "--output_dir", tmp_path, "--max_steps", 1]
+    assert run(*TINY, *options) == 1
+    assert capsys.readouterr().err.endswith("error: I/O error: No space left on device (os error 28)\n")
 
 
 @pytest.mark.parametrize("options", ["--max_length 21", "--load_best_model_at_end False --eval_strategy no"])
@@ -450,6 +489,7 @@ def test_notes_without_a_validation_part_are_refused(tmp_path, capsys):
 @pytest.mark.parametrize("experts", ["transformer", "moe-transformer"])
 def test_small_transformers_learn_and_become_classifiers(experts, text_file, tmp_path):
     options = ("--architecture", experts, "--whole_word_mask", "--max_length", 30, "--learning_rate", 5e-3)
+    options += ("--num_hidden_layers", 2)
     report = train_tiny(text_file, tmp_path, *options, "--max_steps", 8)
     assert report["held_out"]["loss"] < report["held_out"]["loss_before"] - 0.1
     model = AutoModelForMaskedLM.from_pretrained(tmp_path)
@@ -458,6 +498,7 @@ def test_small_transformers_learn_and_become_classifiers(experts, text_file, tmp
     kept, stored = classifier.encoder.state_dict(), load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(kept[name], stored[f"encoder.{name}"]) for name in kept)
     assert classifier.config.num_experts == (4 if experts == "moe-transformer" else 0)
+    assert any("up_weight" in name for name in kept) == (experts == "moe-transformer")
 
 
 @pytest.mark.parametrize("family", ["bpe", "unigram", "wordpiece"])
@@ -514,6 +555,11 @@ def test_copies_count_once(tmp_path):
         ),
         ("--architecture bert --unlabeled a.txt --mlm_probability 15", "a fraction between 0 and 1"),
         ("--architecture bert --unlabeled a.txt --push_to_hub", "--push_to_hub"),
+        ("--architecture bert --unlabeled a.txt --label_smoothing_factor 0.1", "the held-out loss would be another"),
+        (
+            "--architecture moe-transformer --num_hidden_layers 1 --unlabeled a.txt",
+            "--num_hidden_layers 1: the experts of a moe-transformer are in every second layer; give 2 or more",
+        ),
         ("--architecture bert --unlabeled a.txt --eval_steps 0.01", "--eval_steps 0.01 and --save_steps 0.05: give"),
         ("--architecture bert --unlabeled a.txt --metric_for_best_model f1", "f1: there is the held-out loss alone"),
         (
