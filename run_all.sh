@@ -201,11 +201,16 @@ export CUDA_DEVICE_ORDER=PCI_BUS_ID  # the numbers that nvidia-smi gives
 # one GPU a run; of a variable that is set to nothing, none
 gpus=${CUDA_VISIBLE_DEVICES-0} one_gpu=${gpus%%,*}
 if [[ -z ${ACCELERATE_CONFIG:-} ]]; then export CUDA_VISIBLE_DEVICES=${one_gpu}; fi
-launch=(accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
-  --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
+# by a configuration of its own: `accelerate config` may have left one that takes other processes or another GPU
+launch=(accelerate launch --quiet --config_file "${output}/logs/accelerate.yaml" --num_processes 1 --num_machines 1
+  --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process "${OMP_NUM_THREADS}")
 if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
   if [[ ${ACCELERATE_CONFIG} != /* ]]; then ACCELERATE_CONFIG=${invoked_from}/${ACCELERATE_CONFIG}; fi
   launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
+  # of runs that start together each takes a free port, not all the same
+  if ! grep -qE '^num_machines: *([2-9]|[1-9][0-9])' "${ACCELERATE_CONFIG}" 2> /dev/null; then
+    launch+=(--main_process_port 0)
+  fi
   # so that the pass over the notes and the dry run are on the device of the runs
   if grep -qiE '^use_cpu: *true' "${ACCELERATE_CONFIG}" 2> /dev/null; then one_gpu="" && export ACCELERATE_USE_CPU=true; fi
 fi
@@ -222,6 +227,7 @@ for folder in "${output}" "${report}"; do  # known before the work is done
 done
 mkdir -p "${output}/logs"
 printf '%s\n' "${plan[@]}" > "${output}/plan.tsv"
+printf '%s\n' "compute_environment: LOCAL_MACHINE" "distributed_type: 'NO'" > "${output}/logs/accelerate.yaml"
 
 set -m  # each run is a process group of its own, which can be stopped as a whole: else Ctrl-C would leave runs behind
 signal_runs() {  # signal, process groups; true if one of them is there

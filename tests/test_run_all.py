@@ -151,6 +151,33 @@ def test_one_gpu_of_several(tmp_path):
     assert shown.stdout.splitlines()[-1] == "GPU "
 
 
+def test_a_configuration_that_accelerate_was_left_with_changes_nothing(tmp_path):
+    """What the launcher makes of its arguments: `accelerate config` may have asked for something else."""
+    left = tmp_path / "home" / "accelerate" / "default_config.yaml"
+    left.parent.mkdir(parents=True)
+    left.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n"
+        "gpu_ids: '1'\nmixed_precision: bf16\n"
+    )
+    (tmp_path / "made_of_it.py").write_text(
+        "import sys\n"
+        "from accelerate.commands.launch import _validate_launch_command, launch_command_parser\n"
+        "made, *_ = _validate_launch_command(launch_command_parser().parse_args(sys.argv[2:]))\n"
+        "print(made.num_processes, made.use_cpu, made.gpu_ids, made.mixed_precision, made.main_process_port)\n"
+    )
+    commands = stand_in(tmp_path / "bin", "accelerate", f'exec "{sys.executable}" "{tmp_path}/made_of_it.py" "$@"')
+    asked = ["--dataset", "someone/notes", "--models", "tfidf", "--output", "out", "--report", "r"]
+    log, home = tmp_path / "out" / "logs" / "tfidf.log", {"HF_HOME": str(tmp_path / "home")}
+    run_all(*asked, cwd=tmp_path, commands=[commands], **home)
+    assert log.read_text().splitlines()[-1] == "1 False all no None"
+    # one that is asked for is taken, and runs that start together have a port each
+    run_all(*asked, cwd=tmp_path, commands=[commands], **home, ACCELERATE_CONFIG=str(left))
+    assert log.read_text().splitlines()[-1] == "2 True 1 bf16 0"
+    left.write_text(left.read_text() + "num_machines: 2\nmachine_rank: 0\nmain_process_port: 29501\n")
+    run_all(*asked, cwd=tmp_path, commands=[commands], **home, ACCELERATE_CONFIG=str(left))
+    assert log.read_text().splitlines()[-1] == "2 True 1 bf16 29501"
+
+
 def test_cores_are_counted_whatever_a_shell_says_of_threads():
     plans = [run_all("--demo", "--dry-run", **threads) for threads in ({}, {"OMP_NUM_THREADS": "1"})]
     cores = [re.search(r"threads each: \d+ of (\d+),", plan.stdout)[1] for plan in plans]
@@ -343,7 +370,8 @@ def test_the_grid_end_to_end(notes_file, tmp_path, encoder_folder):
     assert "no-such" in table and "tfidf" in table and "transformer (pretrained in-house)" in table
     assert len(list((tmp_path / "runs" / "pretrained").glob("*/pretrain.json"))) == 2  # one a fold
     hours = table.split("## Hours, estimated beforehand and measured")[1]
-    assert f"| {encoder_folder.name}-grn-frozen |" in hours and "| all of them" in hours
+    for name in (f"{encoder_folder.name}-grn-frozen", "transformer-pretrained", "all of them"):
+        assert re.search(rf"\| {name} +\|", hours)
     assert len(list((tmp_path / "runs").rglob("result.json"))) == 8
     assert sorted(path.name for path in (tmp_path / "runs" / "logs").glob("*.log")) == [
         f"{encoder_folder.name}-grn-frozen.log", f"features-{encoder_folder.name}.log",
