@@ -210,7 +210,9 @@ def push_model(folder: Path, repo: str, private: bool | None, token: str | None,
             commit_message="Add the model and its card",
         )
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # what the client raises, its transfers included
-        raise HubError(f"{repo} was not pushed: {_explain(error)}. The same command again will push it.") from error
+        raise HubError(
+            f"{repo} was not pushed: {_explain(error)}. The same command again, without --overwrite, will push it."
+        ) from error
     return commit.commit_url
 
 

@@ -8,6 +8,7 @@ A fold whose result.json exists is finished and is not done again; an interrupte
 """
 
 import os
+import re
 
 # Before the libraries read it: tokenising is parallel until a data loader forks, then it would only warn.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -31,6 +32,7 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 import hub
@@ -447,9 +449,12 @@ def keep_model(run: Run, splits: list[Split], fold_results: list[dict]):
 
     With folds it is trained once more, on all notes, for the median of the epochs and with the mean of the thresholds
     that the folds chose (ours); so none of its own figures is measured: its card carries the cross-validated ones. A
-    single split's model was saved when it was trained; if it was not kept then, it is trained again the same way.
+    single split's model, of the first seed, was saved when it was trained; if it was not kept then, it is trained
+    again the same way.
     """
     notes, training_args, seed = run.notes, run.training_args, run.model_args.seeds[0]
+    if len(splits) == 1:
+        fold_results = [result for result in fold_results if result["run"]["seed"] == seed]
     nothing = np.array([], dtype=int)
     train = np.arange(len(notes)) if len(splits) > 1 else splits[0].train
     split = Split(train, nothing, nothing)
@@ -573,18 +578,22 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
     is_main = training_args.process_index == 0
     if (output / "model").is_dir() and not (output / "model" / MODEL_FACTS).is_file():
         raise FolderError(f"{output / 'model'} is no model of these scripts: choose another --output_dir.")
+    settings_of_seed = {seed: resolve_settings(run, seed) for seed in model_args.seeds}
     if model_args.overwrite:
+        if model_args.kind == "frozen":  # by now all is read that the command could be refused for
+            _ = run.features
         if is_main:
-            models = [output / name for name in ("model", "model.partial", "model-checkpoints")]
-            for path in [*models, *output.glob("fold-[0-9]*"), *output.glob("seed-[0-9]*")]:
-                shutil.rmtree(path, ignore_errors=True)
+            ours = re.compile(r"model|model\.partial|model-checkpoints|(fold|seed)-\d+")
+            for path in output.glob("*"):
+                if ours.fullmatch(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
         if model_args.kind != "baseline":
             training_args.distributed_state.wait_for_everyone()
     # the model of a seed that finished earlier stays; of a run that was cut off before any result, it is replaced
     was_kept = (output / "model").is_dir() and any(output.rglob(RESULT_FILE))
     fold_results = []
     for seed in model_args.seeds:
-        settings, of_seed = resolve_settings(run, seed), folder_of_seed(output, seed, model_args.seeds)
+        settings, of_seed = settings_of_seed[seed], folder_of_seed(output, seed, model_args.seeds)
         for number, split in enumerate(splits):
             folder = of_seed / f"fold-{number}"
             what = f"{model_args.run_id}: seed {seed}, fold {number + 1} of {len(splits)}"
@@ -659,9 +668,15 @@ def tell_unforeseen(error: Exception, log_level: str) -> str:
     Its message may quote what it choked on, a patient's note included: the frames and the type say where to look.
     """
     print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError | OSError) or log_level == "debug":
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError | OSError | SafetensorError)
+    if known or log_level == "debug":
         print(error, file=sys.stderr)
-        return type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "memory ran out; give a smaller --per_device_train_batch_size, or --memory_gb"
+    if isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error):  # of torch.save
+        return "weights could not be written or read; is the disk full?"
+    if known or log_level == "debug":
+        return getattr(error, "strerror", None) or type(error).__name__
     return f"{type(error).__name__} (its message may quote a note and is shown only with --log_level debug)"
 
 
@@ -703,7 +718,8 @@ def main(argv: list[str] | None = None) -> int:
     holds_results = any(output.rglob(RESULT_FILE))  # which a command that was refused says nothing against
     if training_args.process_index == 0 and not (refused and holds_results):
         run = describe_run(model_args, data_args, output)
-        with suppress(OSError):  # a full disk may be what it failed of
+        # a full disk may be what it failed of; what another process trains in there has not failed
+        with suppress(OSError, FolderError), only_run_in(output):
             write_json(
                 output / FAILURE_FILE,
                 {"schema_version": SCHEMA_VERSION, "status": "failed", "run": run, "error": message},

@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import invent_notes
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import ngrams
 import pretrain
@@ -272,11 +274,17 @@ def test_a_model_pretrained_in_house_knows_no_held_out_note(notes_file, tmp_path
 
 
 def test_the_model_for_use_of_a_single_split_knows_no_test_note_either(notes_file, tmp_path):
-    """Its card shows the test figures: it is trained again from the very pretraining of the split."""
-    options = pretrained(notes_file, tmp_path / "run", "--folds", "1")
+    """Its card shows the test figures: it is trained again as the first seed, from the split's pretraining."""
+    options = pretrained(notes_file, tmp_path / "run", "--folds", "1", "--seeds", "0", "1")
     assert train.main([*options, "--keep_model", "False"]) == 0
+    path = tmp_path / "run" / "seed-1" / "fold-0" / "result.json"
+    other = read(path.parent)
+    other["model"]["thresholds"] = [0.987]
+    path.write_text(json.dumps(other))
     assert train.main(options) == 0
     assert (tmp_path / "run" / "model" / "README.md").is_file()
+    first = read(tmp_path / "run" / "seed-0" / "fold-0")["model"]["thresholds"]
+    assert AutoConfig.from_pretrained(tmp_path / "run" / "model").thresholds == pytest.approx(first)
     assert len(list((tmp_path / "run" / "pretrained").glob("*/pretrain.json"))) == 1
 
 
@@ -399,12 +407,47 @@ def test_a_path_may_be_written_otherwise(notes_file, tmp_path, encoder_folder, m
     assert train.main([*asked, "--dataset", str(notes_file), "--model", str(encoder_folder)]) == 0
 
 
-def test_overwrite_deletes_nothing_for_a_command_that_is_refused(notes_file, tmp_path, capsys):
+def test_overwrite_deletes_nothing_for_a_command_that_is_refused(notes_file, tmp_path, encoder_folder, capsys):
     baseline = ["--model", "tfidf", "--folds", "1", "--output_dir", str(tmp_path / "run"), "--dataset"]
     assert train.main([*baseline, str(notes_file)]) == 0
-    for mistake in (["nowhere.csv"], [str(notes_file), "--label_column", "diagnosis"]):
+    without_weights = tmp_path / "encoder"
+    shutil.copytree(encoder_folder, without_weights)
+    (without_weights / "model.safetensors").write_bytes(b"no weights")
+    for mistake in (
+        ["nowhere.csv"],
+        [str(notes_file), "--label_column", "diagnosis"],
+        [str(notes_file), "--model", "transformer-pretrained", "--unlabeled", str(tmp_path / "nowhere.txt")],
+        [str(notes_file), "--model", str(without_weights), "--use_cpu"],
+    ):
         assert train.main([*baseline, *mistake, "--overwrite"]) == 1
+        assert "Traceback" not in capsys.readouterr().err
         assert (tmp_path / "run" / "fold-0" / "result.json").is_file() and (tmp_path / "run" / "model").is_dir()
+
+
+def test_overwrite_deletes_what_a_run_leaves_and_nothing_else(notes_file, tmp_path):
+    run = tmp_path / "run"
+    theirs, ours = ("fold-0-backup", "seed-2024-data", "models"), ("fold-0", "fold-7", "seed-3", "model-checkpoints")
+    for name in (*theirs, *ours):
+        (run / name).mkdir(parents=True)
+        (run / name / "file").touch()
+    options = ["--model", "tfidf", "--folds", "1", "--output_dir", str(run), "--dataset", str(notes_file)]
+    assert train.main([*options, "--overwrite"]) == 0
+    assert not any((run / name / "file").exists() for name in ours)
+    assert all((run / name / "file").is_file() for name in theirs)
+
+
+def test_what_is_no_mistake_of_the_user_says_what_it_was(capsys):
+    full = "I/O error: No space left on device (os error 28)"
+    for error, told in (
+        (SafetensorError(full), "weights could not be written or read; is the disk full?"),
+        (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/1"), "is the disk full?"),
+        (OSError(28, "No space left on device", "/somewhere/notes"), "No space left on device"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory ran out; give a smaller --per_device_train_batch_size"),
+        (ValueError("Mme Zwiebelkopf"), "ValueError (its message may quote a note"),
+    ):
+        message = train.tell_unforeseen(error, "passive")
+        assert told in message and "Zwiebelkopf" not in message + capsys.readouterr().err
+        assert "somewhere" not in message
 
 
 def test_checkpoints_of_other_notes_are_not_resumed(notes_file, tmp_path, monkeypatch, caplog):
@@ -427,7 +470,8 @@ def test_a_folder_that_cannot_be_used_is_one_line(notes_file, tmp_path, capsys):
     run = tmp_path / "run"
     with only_run_in(run):
         assert train.main(arguments(notes_file, run)) == 1
-    assert f"--output_dir {run}: another run is at work there; wait for it, or" in capsys.readouterr().err
+        assert f"--output_dir {run}: another run is at work there; wait for it, or" in capsys.readouterr().err
+        assert train.main(arguments(notes_file, run, "--text_column", "nota")) == 1
     assert [path.name for path in run.iterdir()] == [".lock"]  # nothing that would say that the other one failed
     assert train.main(arguments(notes_file, notes_file / "run")) == 1
     assert "run: cannot be written (Not a directory); choose another folder." in capsys.readouterr().err
