@@ -133,7 +133,9 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
         config = AutoConfig.from_pretrained(name, revision=backbone.revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=backbone.revision)
         tokenizer = as_saved(tokenizer, backbone)
-    except (OSError, ValueError, KeyError) as error:  # what transformers raises for offline, unknown, incomplete
+    except Exception as error:  # transformers: offline, unknown, incomplete; tokenizers, no subclass: damaged
+        if not isinstance(error, OSError | ValueError | KeyError) and type(error) is not Exception:
+            raise
         if is_local(backbone):
             problem = f"not a folder with a model and its tokenizer ({type(error).__name__})"
             raise BackboneError(f"{name}: {problem}.") from error

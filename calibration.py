@@ -92,8 +92,8 @@ def operating_points(
     """For a binary task, thresholds that keep a required recall or precision on validation, and what they give on
     test. Each part is (probabilities, labels).
 
-    Of the thresholds that keep what is required the one with the most of the other is taken; where none keeps it, all
-    but `required` are None.
+    Of the thresholds that keep what is required the one with the most of the other is taken, and among equals the one
+    that keeps the most; where none keeps it, all but `required` are None.
     """
     scores, truth = validation[0][:, 1], validation[1] == 1
     candidates = np.unique(scores)
@@ -106,7 +106,10 @@ def operating_points(
             point = {"kept": kept, "required": required, "threshold": None, "recall": None, "precision": None}
             good = np.flatnonzero(of_validation[kept] >= required)
             if len(good):
-                point["threshold"] = threshold = float(candidates[good[np.argmax(of_validation[other][good])]])
+                best = np.lexsort((of_validation[kept][good], of_validation[other][good]))[
+                    -1
+                ]  # its last key goes first
+                point["threshold"] = threshold = float(candidates[good[best]])
                 answered, positive = test[0][:, 1] >= threshold, test[1] == 1
                 right = (answered & positive).sum()
                 point["recall"] = float(right / positive.sum()) if positive.any() else None

@@ -79,8 +79,8 @@ class EpochLine(ProgressLine):
         self.started, self.first_epoch = time.perf_counter(), state.epoch or 0.0
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if not state.is_world_process_zero or metrics is None or not state.epoch:
-            return
+        if not state.is_world_process_zero or metrics is None or state.epoch <= self.first_epoch:
+            return  # with --eval_on_start nothing has been trained yet
         name = args.metric_for_best_model.removeprefix("eval_")
         seconds = (time.perf_counter() - self.started) / max(state.epoch - self.first_epoch, 1e-9)
         left = seconds * (state.max_steps - state.global_step) / max(state.global_step, 1) * state.epoch

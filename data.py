@@ -148,6 +148,12 @@ class DataArguments:
         for flag, columns in (("group_column", [self.group_column]), ("subgroup_columns", self.subgroup_columns)):
             if self.text_column in columns:  # the report shows values of subgroups
                 raise DataError(f"--{flag} {self.text_column}: that is the text; give another, or leave it out.")
+        names = {self.id_column, self.group_column} - {"none", None}
+        for flag, columns in (("label_column", [self.label_column]), ("subgroup_columns", self.subgroup_columns)):
+            if named := names.intersection(columns):
+                raise DataError(
+                    f"--{flag} {named.pop()}: that names notes or patients, and results would; give another."
+                )
         if self.max_length < 8:
             raise DataError(f"--max_length {self.max_length}: give at least 8 tokens.")
         self.check_windows()
@@ -366,7 +372,7 @@ def _read_file(path: Path) -> pd.DataFrame:
     except csv.Error as error:
         problem = f"has a quotation mark too many or too few in the row that begins in line {error}; double the marks "
         problem += 'within a note ("") and put one at either end of it'
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # the latter of a line of JSON that is no object
         # A parser's message may quote the line it failed on: keep its numbers, not its words.
         line = re.search(r"line (\d+)|Row #(\d+)", str(error))
         kind = path.suffix.lower().removeprefix(".")

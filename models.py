@@ -187,6 +187,10 @@ class ModelArguments:
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete earlier results in OUTPUT_DIR first."})
 
+    def __post_init__(self):
+        if self.cache_dir is not None:  # after an equals sign the shell leaves a tilde as it is
+            self.cache_dir = os.path.expanduser(self.cache_dir)
+
     @property
     def kind(self) -> str:
         """The row of RECIPES."""

@@ -45,6 +45,8 @@ from results import MODEL_FACTS, RESULT_FILE, SCHEMA_VERSION
 
 logger = logging.getLogger("predict")
 
+DAMAGE = (OSError, ValueError, TypeError, KeyError, SafetensorError, BadZipFile)  # what reading a model ends in
+
 
 class ModelError(ValueError):
     """Not a model of ours, or not for what was asked; the message is one line for the user."""
@@ -106,7 +108,9 @@ def predict_probabilities(
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
             if tokenizer.pad_token_id is None or not knows_words(tokenizer):
                 raise ValueError("half a tokenizer")
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError, BadZipFile) as error:
+    except Exception as error:  # that of tokenizers has no name of its own
+        if not isinstance(error, DAMAGE) and type(error) is not Exception:
+            raise
         raise ModelError(
             f"{model}: files of it are missing or damaged ({type(error).__name__}); copy the whole folder again, or "
             "see to the network if it is on the Hub."

@@ -60,7 +60,8 @@ STATISTICS = {
     "`permutation_test`.",
     "p (corrected)": "The same, corrected for having picked the best of all and for so many comparisons: Holm's "
     "procedure over all pairs of models, by the bootstrap, and never less than p: `step_down`.",
-    "Right alone / best alone": "Notes that only this model, and only the best, has right; of the first seed.",
+    "Right alone / best alone": "Notes that only this model, and only the best, has right (of a multi-label note: "
+    "all of its labels); of the first seed, and with --repeats of the first draw of the folds.",
     "p (McNemar)": "The exact test of these two counts, notes taken as independent: `mcnemar_test`, by statsmodels.",
     "p (folds)": "t-test over folds, its variance corrected for their shared training notes (Nadeau and Bengio 2003): "
     "`resampled_t_test`.",
@@ -381,9 +382,9 @@ def results_table(cells: pd.DataFrame, average: str) -> Table:
         record |= {title: mean_and_sd(cell, score) for title, score in scores.items()}
         record["Training hours (all folds)"] = number(cell.training_hours, ".3g")
         if (cells.feature_hours > 0).any():
-            record["Feature hours (shared)"] = number(cell.feature_hours, ".3g")
+            record["Feature hours (all heads)"] = number(cell.feature_hours, ".3g")
         if (cells.pretraining_hours > 0).any():
-            record["Pretraining hours (shared)"] = number(cell.pretraining_hours, ".3g")
+            record["Pretraining hours (all its runs)"] = number(cell.pretraining_hours, ".3g")
         if some_cut:
             share = cell.cut_test_notes / cell.evaluated_notes if cell.folds_finished else None
             record["Notes cut"] = f"{share:.0%}" if share else "-"
@@ -703,7 +704,7 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
 
 def groups_in_words(answers: Answers) -> str:
     alone = answers.by_group.shape[1] == len(set(answers.ids))
-    return "test notes" if alone else "groups of test notes (patients, documents)"
+    return "test notes" if alone else "groups of test notes (of one patient, document or text)"
 
 
 def left_out(cells: pd.DataFrame) -> list[str]:

@@ -244,6 +244,18 @@ def test_a_bert_of_ones_own_is_read_with_capitals_and_accents(tmp_path, normaliz
     assert set(text) & set("FÉÀ") == (set("FÉÀ") if keeps_capitals else set())
 
 
+@pytest.mark.parametrize("content", ['{"model": {"type": "Later"}}', '{"model": '])
+def test_a_damaged_tokenizer_is_one_line(encoder_folder, tmp_path, content):
+    """Read by the tokenizers library itself, whose exception has no type of its own."""
+    shutil.copytree(encoder_folder, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    with pytest.raises(BackboneError, match="not a folder with a model and its tokenizer"):
+        load(tmp_path)
+
+
 def test_settings_beside_the_file_go_first(tmp_path):
     tokenizer = bert(tmp_path, CASED | {"lowercase": True}, strip_accents=False)
     assert tokenizer.backend_tokenizer.normalizer.normalize_str("État") == "état"

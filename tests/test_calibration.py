@@ -126,6 +126,14 @@ def test_operating_points_keep_what_is_required_where_they_were_chosen():
         assert point["precision"] == pytest.approx((test[1][answered] == 1).mean())
 
 
+def test_of_thresholds_that_find_as_much_the_one_with_the_fewest_false_alarms_is_taken():
+    positive = np.concatenate([np.linspace(0.9, 0.99, 20), [0.8, 0.7, 0.6], np.linspace(0.1, 0.5, 10)])
+    told, labels = np.stack([1 - positive, positive], axis=1), (np.arange(33) < 20).astype(int)
+    for point in operating_points((told, labels), (told, labels)):
+        if point["kept"] == "precision":
+            assert (point["threshold"], point["recall"], point["precision"]) == (pytest.approx(0.9), 1, 1)
+
+
 def test_what_cannot_be_kept_is_not_pretended():
     told, labels = np.array([[0.2, 0.8], [0.7, 0.3], [0.6, 0.4]]), np.array([0, 1, 0])
     points = {(point["kept"], point["required"]): point for point in operating_points((told, labels), (told, labels))}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from callbacks import EarlyStopping, EvaluateEvery, PretrainingLine, StopAfterEpoch, TrainingClock
+from callbacks import EarlyStopping, EpochLine, EvaluateEvery, PretrainingLine, StopAfterEpoch, TrainingClock
 
 
 def test_the_clock_goes_on_after_a_checkpoint():
@@ -37,6 +37,19 @@ def test_training_stops_after_the_epoch(epoch, stops):
     resumed = TrainerControl()  # from a checkpoint of that step
     StopAfterEpoch(2).on_train_begin(None, TrainerState(epoch=epoch), resumed)
     assert resumed.should_training_stop == stops
+
+
+def test_the_line_of_an_epoch_after_a_resume(tmp_path, caplog):
+    """With --eval_on_start the first look comes before anything was trained, of which no time can be told."""
+    caplog.set_level(logging.INFO)
+    given = TrainingArguments(output_dir=str(tmp_path), num_train_epochs=4, metric_for_best_model="f1")
+    line, state = EpochLine(), TrainerState(epoch=2.0, global_step=20, max_steps=40, is_world_process_zero=True)
+    line.on_train_begin(given, state, None)
+    line.on_evaluate(given, state, None, metrics={"eval_f1": 0.5})
+    assert not caplog.text
+    state.epoch, line.started = 3.0, line.started - 60
+    line.on_evaluate(given, state, None, metrics={"eval_f1": 0.5})
+    assert "epoch 3/4  loss -  validation f1 0.5000  60.0 s an epoch, at most 1.0 min left" in caplog.text
 
 
 @pytest.mark.parametrize(("worse", "stops"), [(1, False), (2, True)])

@@ -642,6 +642,10 @@ def test_not_utf8(tmp_path, name):
         ("notes.tsv", f"text\tlabel\nok\t1\n{MARKER}\tx\t0\n", r"not a readable tsv file \(line 3\)"),
         ("notes.jsonl", f'{{"text": "{MARKER}" "label": 1}}\n', "not a readable jsonl file"),
         ("notes.jsonl", f"{MARKER}\n", "not a readable jsonl file"),
+        *(
+            ("notes.jsonl", f'{{"text": "{MARKER}", "label": 1}}\n{line}\n', "not a readable jsonl file")
+            for line in ("null", "5", "true", f'["{MARKER}"]', f'"{MARKER}"')
+        ),
         ("notes.parquet", f"{MARKER}\n", "not a readable parquet file"),
         ("notes.csv", "", "notes.csv is empty"),
     ],
@@ -703,6 +707,9 @@ def test_log_holds_counts_and_no_text(write, caplog):
         ({"id_column": "text"}, "--id_column text: that is the text; give another"),
         ({"group_column": "text"}, "--group_column text: that is the text; give another"),
         ({"subgroup_columns": ["ward", "note"], "text_column": "note"}, "--subgroup_columns note: that is the text"),
+        ({"group_column": "patient", "label_column": "patient"}, "--label_column patient: that names notes or pat"),
+        ({"group_column": "patient", "subgroup_columns": ["ward", "patient"]}, "--subgroup_columns patient: that n"),
+        ({"id_column": "ward", "subgroup_columns": ["ward"]}, "--subgroup_columns ward: that names notes or patients"),
         ({"label_separator": ""}, "--label_separator: give at least one character"),
     ],
 )

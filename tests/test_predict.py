@@ -56,15 +56,18 @@ def test_another_threshold(notes_file, tmp_path, capsys):
     assert (np.where(positive, "failure", "other") == notes["predicted"]).all()
 
 
-@pytest.mark.parametrize(("model", "missing"), [
-    ("tfidf", "model.skops"), ("transformer", "model.safetensors"), ("transformer", "tokenizer.json"),
-    ("transformer", "tokenizer_config.json"), ("transformer", "config.json"),
+@pytest.mark.parametrize(("model", "missing", "instead"), [
+    ("tfidf", "model.skops", ""), ("transformer", "model.safetensors", ""), ("transformer", "tokenizer.json", ""),
+    ("transformer", "tokenizer_config.json", ""), ("transformer", "config.json", ""),
+    ("transformer", "tokenizer.json", '{"model": {"type": "Later"}}'),
 ])  # fmt: skip
-def test_a_model_folder_that_lacks_a_file(notes_file, tmp_path, capsys, model, missing):
+def test_a_model_folder_that_lacks_a_file(notes_file, tmp_path, capsys, model, missing, instead):
     options = ["--folds", "1", "--use_cpu", "--max_steps", "1"]
     command = ["--model", model, "--dataset", str(notes_file), "--output_dir", str(tmp_path / "run"), *options]
     assert train.main(command) == 0
     (tmp_path / "run" / "model" / missing).unlink()
+    if instead:
+        (tmp_path / "run" / "model" / missing).write_text(instead)
     capsys.readouterr()
     asked = ["--dataset", str(notes_file), "--output", str(tmp_path / "out.csv")]
     assert predict.main([str(tmp_path / "run" / "model"), *asked]) == 1

@@ -57,7 +57,7 @@ def test_markdown_table_reads_back(runs, make_report):
     assert (tfidf["Model"], tfidf["F1 (macro)"], tfidf["Folds"]) == ("tfidf", "0.750 ± 0.071", "2/2")
     assert drbert["F1 (macro)"] == "**0.850 ± 0.071**"
     assert drbert["Accuracy"] == "0.850 ± 0.071"
-    assert (drbert["Training hours (all folds)"], drbert["Feature hours (shared)"]) == ("0.5", "0.125")
+    assert (drbert["Training hours (all folds)"], drbert["Feature hours (all heads)"]) == ("0.5", "0.125")
     assert (alibert["F1 (macro)"], alibert["Folds"], alibert["Notes"]) == ("0.990", "1/2", "INCOMPLETE")
     assert (adapter["F1 (macro)"], adapter["Folds"], adapter["Notes"]) == ("-", "-", "FAILED")
     assert "- failed: drbert adapter frozen: adapter: a \\| b" in text
@@ -72,7 +72,7 @@ def test_a_bar_in_a_name_does_not_break_the_table(runs, make_report):
 def test_feature_hours_only_where_there_are_any(runs, make_report):
     write_run(runs, "tfidf")
     (row,) = markdown_rows((make_report() / "results.md").read_text(), "## synthetic")
-    assert "Training hours (all folds)" in row and "Feature hours (shared)" not in row
+    assert "Training hours (all folds)" in row and "Feature hours (all heads)" not in row
 
 
 def test_pretraining_in_house_is_named_marked_and_paid_for(runs, make_report):
@@ -88,7 +88,7 @@ def test_pretraining_in_house_is_named_marked_and_paid_for(runs, make_report):
     once, own = markdown_rows(text, "## synthetic")
     assert once["Model"] == "transformer (pretrained in-house)"
     assert own["Model"] == "moe-transformer (pretrained in-house) (transductive: test text not kept out)"
-    assert (once["Pretraining hours (shared)"], own["Pretraining hours (shared)"]) == ("1", "2")
+    assert (once["Pretraining hours (all its runs)"], own["Pretraining hours (all its runs)"]) == ("1", "2")
     once, own = markdown_rows(text, "### What it costs")
     assert (once["Hours, alone"], once["Hours, shared"]) == ("1.5", "1")  # half an hour of training, one of two sizes
     assert (own["Hours, alone"], own["Hours, shared"]) == ("2.5", "2.5")
@@ -492,7 +492,9 @@ def test_few_groups_are_told(runs, make_report, notes, warns, models):
         predictions["group"] = 100 * fold + np.arange(2 * notes) // 2
         predictions.to_parquet(path)
     text = (make_report() / "results.md").read_text()
-    sentence = f"With only {2 * notes} groups of test notes (patients, documents) intervals are too narrow"
+    sentence = (
+        f"With only {2 * notes} groups of test notes (of one patient, document or text) intervals are too narrow"
+    )
     assert (sentence in text) == warns and ("too narrow" in text) == warns
 
 
@@ -518,7 +520,10 @@ def test_of_a_few_groups_there_is_no_verdict(runs, make_report):
     for path in runs.rglob("predictions.parquet"):
         pd.read_parquet(path).assign(group=path.parent.name).to_parquet(path)
     text = (make_report() / "results.md").read_text()
-    assert "No verdict: of only 2 groups of test notes (patients, documents) no test finds a difference" in text
+    assert (
+        "No verdict: of only 2 groups of test notes (of one patient, document or text) no test finds a difference"
+        in text
+    )
     assert "Deploy" not in text and "tfidf has F1 (macro) " in text
     assert "- Task: binary, 2 classes: absent, present (positive: present)" in text
     look = text[text.index("### A closer look") : text.index("## What the papers report")]
