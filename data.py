@@ -70,7 +70,10 @@ class DataArguments:
     )
     positive_label: str | None = field(
         default=None,
-        metadata={"help": "Binary task: the positive class. Default: 1, yes, oui, ... else the rarer label."},
+        metadata={
+            "help": "Binary task: the positive class. Default: of 0 and 1, no and yes, non and oui and the like the "
+            "latter, else the rarer label."
+        },
     )
     id_column: str | None = field(
         default=None,
