@@ -151,12 +151,10 @@ class DataArguments:
         for flag, columns in (("group_column", [self.group_column]), ("subgroup_columns", self.subgroup_columns)):
             if self.text_column in columns:  # the report shows values of subgroups
                 raise DataError(f"--{flag} {self.text_column}: that is the text; give another, or leave it out.")
-        names = {self.id_column, self.group_column} - {"none", None}
-        for flag, columns in (("label_column", [self.label_column]), ("subgroup_columns", self.subgroup_columns)):
-            if named := names.intersection(columns):
-                raise DataError(
-                    f"--{flag} {named.pop()}: that names notes or patients, and results would; give another."
-                )
+        if self.label_column in (self.id_column, self.group_column):
+            raise DataError(f"--label_column {self.label_column}: that names notes or patients; give the labels.")
+        if self.id_column in self.subgroup_columns:
+            raise DataError(f"--subgroup_columns {self.id_column}: that names notes; give another, or leave it out.")
         if self.max_length < 8:
             raise DataError(f"--max_length {self.max_length}: give at least 8 tokens.")
         self.check_windows()

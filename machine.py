@@ -1,12 +1,13 @@
 """What the machine does fast: the choice of precision, looked up and not timed, so that it is the same every time.
 
-And what makes a CPU faster whatever the model: memory that stays with the process.
+And what makes a CPU faster whatever the model, memory that stays with the process; and what the machine ran out of.
 """
 
 import ctypes
 import os
 
 import torch
+from safetensors import SafetensorError
 
 # Matrix products of bfloat16 were 2.2 times as fast as of float32 with AVX-512-bf16, and 4.6 times with AMX (measured
 # with torch 2.13); a CPU with neither emulates them and is slower.
@@ -54,6 +55,19 @@ def keep_freed_memory(block_bytes: int = 2**28, kept_bytes: int = 2**30):
         # The second call switches glibc's own adaptation off, so it is made only where the first had its effect.
         if mallopt(M_MMAP_THRESHOLD, block_bytes) or mallopt(M_MMAP_THRESHOLD, MOST_BEFORE_2_35):
             mallopt(M_TRIM_THRESHOLD, kept_bytes)
+
+
+def what_ran_out(error: Exception) -> str | None:
+    """Whether memory or the disk ran out, in words; None if it was something else.
+
+    PyTorch says so by a RuntimeError like any other, of a CPU's memory and of a file that torch.save could not write.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return "memory ran out"
+    if isinstance(error, SafetensorError) or "PytorchStreamWriter" in text or "unexpected pos" in text:
+        return "weights could not be written; is the disk full?"
+    return None
 
 
 def available_cores() -> int:

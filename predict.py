@@ -40,6 +40,7 @@ from backbones import knows_words
 from baseline import TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import READERS, DataArguments, DataError, read_unlabeled
+from machine import what_ran_out
 from metrics import decide, probabilities_from_logits
 from results import MODEL_FACTS, RESULT_FILE, SCHEMA_VERSION
 
@@ -219,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
                 arguments.model, arguments.model_revision, facts, notes.texts, arguments.batch_size
             )
         except RuntimeError as error:  # of a CPU it has no kind of its own
-            if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            if what_ran_out(error) != "memory ran out":
                 raise
             raise DataError(f"--batch_size {arguments.batch_size}: out of memory; give a smaller one.") from None
         columns = {"id": notes.ids, "predicted": label_notes(probabilities, facts)}

@@ -38,7 +38,6 @@ import torch
 import transformers
 from accelerate.state import AcceleratorState
 from accelerate.utils import parse_flag_from_env
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -70,9 +69,15 @@ from callbacks import EarlyStopping, ObedientTrainer, PretrainingLine, StepClock
 from corpus import Corpus, Removed, of_notes, read_corpus, remove_held_out
 from data import DataArguments, DataError, read_unlabeled
 from locks import FolderError, alone_with, only_run_in
-from machine import bfloat16_is_fast, keep_freed_memory
+from machine import bfloat16_is_fast, keep_freed_memory, what_ran_out
 from muon import GOES_WITH, create_muon, layer_matrices
-from results import describe_environment, discard_foreign_checkpoints, last_complete_checkpoint, write_json
+from results import (
+    describe_environment,
+    discard_foreign_checkpoints,
+    last_complete_checkpoint,
+    remove_checkpoints,
+    write_json,
+)
 from scratch_model import GROUP_ROWS, SCRATCH_MODELS, ScratchConfig, ScratchForMaskedLM
 from tokenization import FAMILIES, train_tokenizer
 
@@ -729,12 +734,12 @@ def check_output(arguments: PretrainArguments, output: Path):
     if arguments.model is not None and Path(os.path.expanduser(arguments.model)).resolve() == output.resolve():
         raise ArgumentError(f"--model and --output_dir are both {output}: choose another --output_dir.")
     # Beside checkpoints, a model without the report is our own, and its run was interrupted at the very end.
-    checkpoints, has_report = output / "checkpoints", (output / REPORT_FILE).exists()
+    checkpoints = output / "checkpoints"
     has_own_checkpoints = (checkpoints / "settings.json").exists()
-    holds_model = has_report or ((output / "config.json").exists() and not has_own_checkpoints)
+    holds_model = (output / REPORT_FILE).exists() or ((output / "config.json").exists() and not has_own_checkpoints)
     if holds_model and not arguments.overwrite:
         raise ArgumentError(f"{output} already holds a model: choose another --output_dir, or --overwrite.")
-    if not has_report and not has_own_checkpoints and next(checkpoints.glob("*"), None):
+    if not has_own_checkpoints and next(checkpoints.glob("*"), None):
         raise ArgumentError(f"{checkpoints} is not of this script: choose another --output_dir, or move it away.")
 
 
@@ -857,7 +862,7 @@ def train_masked_lm(
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output)
         tokenizer.save_pretrained(output)
         write_json(output / REPORT_FILE, report)
-        shutil.rmtree(checkpoints)
+        remove_checkpoints(checkpoints)
     logger.info(
         "  pretrained: %s, %.1f M parameters, vocabulary %d; %d steps in %.3f h; held-out loss %.3f -> %.3f "
         "(perplexity %.1f)",
@@ -945,16 +950,15 @@ def main(argv: list[str] | None = None) -> int:
         transformers_logging.disable_progress_bar()
         pretrain(arguments, training_args)
         return 0
-    except (ArgumentError, DataError, BackboneError, FolderError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except (OSError, SafetensorError, torch.OutOfMemoryError) as error:  # a full disk, files that may not be written
+    except (ArgumentError, DataError, BackboneError, FolderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted: given again, the same command goes on from here", file=sys.stderr)
         return 130
     except Exception as error:  # its message may quote a note: only the frames and the type are shown, as in train.py
         print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
-        print(f"error: {type(error).__name__} (message withheld: it may quote a note)", file=sys.stderr)
+        why = what_ran_out(error) or f"{type(error).__name__} (message withheld: it may quote a note)"
+        print(f"error: {why}", file=sys.stderr)
     return 1
 
 

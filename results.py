@@ -73,13 +73,20 @@ def discard_foreign_checkpoints(folder: Path, settings: dict):
     stored = folder / "settings.json"
     if folder.is_dir() and not (stored.is_file() and json.loads(stored.read_text(encoding="utf-8")) == settings):
         logger.warning("  checkpoints of an interrupted run with other settings are discarded")
-        shutil.rmtree(folder)
+        remove_checkpoints(folder)
     write_json(stored, settings)
     for path in folder.rglob("checkpoint-*/trainer_state.json"):
         with suppress(ValueError):  # cut off: it is not resumed
             state = json.loads(path.read_text(encoding="utf-8"))
             if best := state.get("best_model_checkpoint"):
                 write_json(path, state | {"best_model_checkpoint": str(path.parent.with_name(Path(best).name))})
+
+
+def remove_checkpoints(folder: Path):
+    """Delete them, and last of all the settings that say whose they are, though it be killed on the way."""
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    shutil.rmtree(folder)
 
 
 def last_complete_checkpoint(folder: Path) -> str | None:

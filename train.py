@@ -32,7 +32,6 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 import hub
@@ -42,7 +41,7 @@ from calibration import fit_temperature, operating_points
 from data import DataArguments, DataError, NoNotesError, Notes, load_notes
 from energy import known_countries
 from locks import FolderError, only_run_in
-from machine import bfloat16_is_fast, describe_machine
+from machine import bfloat16_is_fast, describe_machine, what_ran_out
 from memory import MemoryBudgetError
 from metrics import SELECTION_METRIC, NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
@@ -580,7 +579,7 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
         raise FolderError(f"{output / 'model'} is no model of these scripts: choose another --output_dir.")
     settings_of_seed = {seed: resolve_settings(run, seed) for seed in model_args.seeds}
     if model_args.overwrite:
-        if model_args.kind == "frozen":  # by now all is read that the command could be refused for
+        if model_args.kind == "frozen":  # which may be refused yet: its weights are read here
             _ = run.features
         if is_main:
             ours = re.compile(r"model|model\.partial|model-checkpoints|(fold|seed)-\d+")
@@ -668,15 +667,14 @@ def tell_unforeseen(error: Exception, log_level: str) -> str:
     Its message may quote what it choked on, a patient's note included: the frames and the type say where to look.
     """
     print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError | OSError | SafetensorError)
-    if known or log_level == "debug":
+    known = what_ran_out(error)
+    if known == "memory ran out":
+        known += (
+            "; smaller batches take less (--per_device_train_batch_size; --memory_gb for what is no frozen encoder)"
+        )
+    if known or isinstance(error, OSError) or log_level == "debug":
         print(error, file=sys.stderr)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "memory ran out; give a smaller --per_device_train_batch_size, or --memory_gb"
-    if isinstance(error, SafetensorError) or "PytorchStreamWriter" in str(error):  # of torch.save
-        return "weights could not be written or read; is the disk full?"
-    if known or log_level == "debug":
-        return getattr(error, "strerror", None) or type(error).__name__
+        return known or getattr(error, "strerror", None) or type(error).__name__
     return f"{type(error).__name__} (its message may quote a note and is shown only with --log_level debug)"
 
 

@@ -708,8 +708,11 @@ def test_log_holds_counts_and_no_text(write, caplog):
         ({"group_column": "text"}, "--group_column text: that is the text; give another"),
         ({"subgroup_columns": ["ward", "note"], "text_column": "note"}, "--subgroup_columns note: that is the text"),
         ({"group_column": "patient", "label_column": "patient"}, "--label_column patient: that names notes or pat"),
-        ({"group_column": "patient", "subgroup_columns": ["ward", "patient"]}, "--subgroup_columns patient: that n"),
-        ({"id_column": "ward", "subgroup_columns": ["ward"]}, "--subgroup_columns ward: that names notes or patients"),
+        ({"id_column": "name", "label_column": "name"}, "--label_column name: that names notes or patients"),
+        (
+            {"id_column": "name", "subgroup_columns": ["ward", "name"]},
+            "--subgroup_columns name: that names notes; giv",
+        ),
         ({"label_separator": ""}, "--label_separator: give at least one character"),
     ],
 )

@@ -168,14 +168,16 @@ def test_a_configuration_that_accelerate_was_left_with_changes_nothing(tmp_path)
     commands = stand_in(tmp_path / "bin", "accelerate", f'exec "{sys.executable}" "{tmp_path}/made_of_it.py" "$@"')
     asked = ["--dataset", "someone/notes", "--models", "tfidf", "--output", "out", "--report", "r"]
     log, home = tmp_path / "out" / "logs" / "tfidf.log", {"HF_HOME": str(tmp_path / "home")}
-    run_all(*asked, cwd=tmp_path, commands=[commands], **home)
+    run_all(*asked, cwd=tmp_path, commands=[commands], **home, ACCELERATE_CONFIG="")
     assert log.read_text().splitlines()[-1] == "1 False all no None"
-    # one that is asked for is taken, and runs that start together have a port each
-    run_all(*asked, cwd=tmp_path, commands=[commands], **home, ACCELERATE_CONFIG=str(left))
-    assert log.read_text().splitlines()[-1] == "2 True 1 bf16 0"
-    left.write_text(left.read_text() + "num_machines: 2\nmachine_rank: 0\nmain_process_port: 29501\n")
-    run_all(*asked, cwd=tmp_path, commands=[commands], **home, ACCELERATE_CONFIG=str(left))
-    assert log.read_text().splitlines()[-1] == "2 True 1 bf16 29501"
+    run_all(*asked, cwd=tmp_path, commands=[commands], **home, ACCELERATE_CONFIG=str(left))  # asked for: taken
+    assert log.read_text().splitlines()[-1] == "2 True 1 bf16 None"
+    # of several GPUs, runs that start together have a port each
+    several = left.read_text().replace("MULTI_CPU", "MULTI_GPU").replace("'1'", "0,1").replace("use_cpu: true\n", "")
+    for more, port in (("", 0), ("main_process_port: 29501\n", 29501), ("num_machines: 2\nmachine_rank: 0\n", None)):
+        left.write_text(several + more)
+        run_all(*asked, cwd=tmp_path, commands=[commands], **home, ACCELERATE_CONFIG=str(left))
+        assert log.read_text().splitlines()[-1] == f"2 False 0,1 bf16 {port}"
 
 
 def test_cores_are_counted_whatever_a_shell_says_of_threads():
