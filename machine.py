@@ -5,6 +5,7 @@ And what makes a CPU faster whatever the model, memory that stays with the proce
 
 import ctypes
 import os
+import re
 
 import torch
 from safetensors import SafetensorError
@@ -62,11 +63,11 @@ def what_ran_out(error: Exception) -> str | None:
 
     PyTorch says so by a RuntimeError like any other, of a CPU's memory and of a file that torch.save could not write.
     """
-    text = str(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in said:
         return "memory ran out"
-    if isinstance(error, SafetensorError) or "PytorchStreamWriter" in text or "unexpected pos" in text:
-        return "weights could not be written; is the disk full?"
+    if isinstance(error, SafetensorError) or re.search(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+", said):
+        return "weights could not be written or read; is the disk full, or a checkpoint damaged?"
     return None
 
 

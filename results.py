@@ -37,11 +37,14 @@ def write_json(path: Path, content: dict):
     """Write all of it or nothing: through a temporary name in the same folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_result(folder: Path, result: dict, predictions: pd.DataFrame):
@@ -85,6 +88,7 @@ def discard_foreign_checkpoints(folder: Path, settings: dict):
 def remove_checkpoints(folder: Path):
     """Delete them, and last of all the settings that say whose they are, though it be killed on the way."""
     for path in folder.glob("checkpoint-*"):
+        (path / "trainer_state.json").unlink(missing_ok=True)  # half of it is not resumed
         shutil.rmtree(path)
     shutil.rmtree(folder)
 

@@ -208,8 +208,8 @@ if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
   if [[ ${ACCELERATE_CONFIG} != /* ]]; then ACCELERATE_CONFIG=${invoked_from}/${ACCELERATE_CONFIG}; fi
   launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
   # of runs on several GPUs that start together each takes a free port, not all the same
-  if grep -q '^distributed_type: .*MULTI_GPU' "${ACCELERATE_CONFIG}" 2> /dev/null &&
-    ! grep -qE '^(num_machines: *([2-9]|1[0-9])|main_process_port: *[0-9])' "${ACCELERATE_CONFIG}"; then
+  if ((jobs > 1)) && grep -qE "^distributed_type: *['\"]?(MULTI_(GPU|NPU|XPU|MLU)|FSDP)" "${ACCELERATE_CONFIG}" &&
+    ! grep -qE '^num_machines: *([2-9]|1[0-9])' "${ACCELERATE_CONFIG}"; then
     launch+=(--main_process_port 0)
   fi
   # so that the pass over the notes and the dry run are on the device of the runs

@@ -672,8 +672,9 @@ def tell_unforeseen(error: Exception, log_level: str) -> str:
         known += (
             "; smaller batches take less (--per_device_train_batch_size; --memory_gb for what is no frozen encoder)"
         )
-    if known or isinstance(error, OSError) or log_level == "debug":
+    if isinstance(error, torch.OutOfMemoryError | MemoryError | OSError) or log_level == "debug":
         print(error, file=sys.stderr)
+    if known or isinstance(error, OSError) or log_level == "debug":
         return known or getattr(error, "strerror", None) or type(error).__name__
     return f"{type(error).__name__} (its message may quote a note and is shown only with --log_level debug)"
 

@@ -325,7 +325,8 @@ def write_card(tmp_path):
 
 def test_card_says_what_was_measured(write_card):
     scores = [0.7, 0.8, 0.9]
-    card = write_card([make_result(fold=fold, score=score) for fold, score in enumerate(scores)])
+    results = [make_result(fold=fold, score=score, cost__feature_hours=0.5) for fold, score in enumerate(scores)]
+    card = write_card(results)  # whose pass over the notes was one
     assert card.data.base_model == "Dr-BERT/DrBERT-7GB"
     front_matter = card.data.to_dict()
     assert front_matter["pipeline_tag"] == "text-classification" and front_matter["library_name"] == "transformers"
@@ -339,7 +340,7 @@ def test_card_says_what_was_measured(write_card):
         "drbert with the grn head, frozen tuning.",
         "classes: absent, present. Decision threshold: 0.42.",
         "All 100 notes. Parts of the first fold: train 60 notes, validation 20 notes, test 20 notes.",
-        "0.75 hours of training in all on a processor; 1,771,778 of 112,000,000 parameters trained.",
+        "1.25 hours of training in all on a processor; 1,771,778 of 112,000,000 parameters trained.",
         "not a medical device",
         "cut at 256 tokens. `config",
         "logits.softmax(-1)",

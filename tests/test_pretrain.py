@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -260,7 +261,7 @@ def test_a_full_disk_is_one_line(text_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretrain.PreTrainedModel, "save_pretrained", full)
     options = ["--architecture", "bert", "--unlabeled", text_file, "--output_dir", tmp_path, "--max_steps", 1]
     assert run(*TINY, *options) == 1
-    assert capsys.readouterr().err.endswith("error: weights could not be written; is the disk full?\n")
+    assert capsys.readouterr().err.endswith("is the disk full, or a checkpoint damaged?\n")
 
 
 @pytest.mark.parametrize("options", ["--max_length 21", "--load_best_model_at_end False --eval_strategy no"])
@@ -365,11 +366,18 @@ def test_accumulation_does_not_change_the_loss(tmp_path):
     assert trainer.state.log_history[0]["loss"] == pytest.approx(expected, rel=1e-3)
 
 
-def test_the_code_that_trains_is_part_of_what_an_encoder_is(monkeypatch):
-    assert all((Path(pretrain.__file__).parent / name).is_file() for name in pretrain.CODE)
-    before = pretrain.code_fingerprint()
+def test_the_code_that_trains_is_part_of_what_an_encoder_is(tmp_path, monkeypatch):
+    for name in pretrain.CODE:
+        shutil.copy(Path(pretrain.__file__).with_name(name), tmp_path)
+    found = [pretrain.code_fingerprint()]
+    monkeypatch.setattr(pretrain, "__file__", str(tmp_path / "pretrain.py"))
+    assert pretrain.code_fingerprint() == found[0]
+    for name in pretrain.CODE:
+        (tmp_path / name).write_text("# another")
+        found.append(pretrain.code_fingerprint())
     monkeypatch.setattr(pretrain.transformers, "__version__", "4.0")
-    assert before != pretrain.code_fingerprint()
+    found.append(pretrain.code_fingerprint())
+    assert len(set(found)) == len(pretrain.CODE) + 2
 
 
 def test_layers_are_trained_by_muon_where_it_is_asked_for(camembert, tmp_path):

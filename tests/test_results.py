@@ -15,6 +15,7 @@ from results import (
     last_complete_checkpoint,
     peak_memory_mb,
     read_finished,
+    remove_checkpoints,
     write_json,
     write_result,
 )
@@ -45,6 +46,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     write_json(path, {"été": 1})
     with pytest.raises(TypeError):
         write_json(path, {"unwritable": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]  # nor what was begun
     assert json.loads(path.read_text(encoding="utf-8")) == {"été": 1}
 
 
@@ -96,6 +98,24 @@ def test_checkpoints_of_other_settings_are_discarded(tmp_path):
     assert last_complete_checkpoint(folder) == str(folder / "checkpoint-4")
     discard_foreign_checkpoints(folder, {"seed": 1})
     assert last_complete_checkpoint(folder) is None
+
+
+def test_of_checkpoints_that_were_deleted_in_part_none_is_resumed(tmp_path, monkeypatch):
+    """And the settings that say whose they are stay to the last."""
+    write_json(tmp_path / "settings.json", {"seed": 0})
+    write_json(tmp_path / "checkpoint-5" / "trainer_state.json", {"epoch": 1})
+    (tmp_path / "checkpoint-5" / "scheduler.pt").touch()
+    assert last_complete_checkpoint(tmp_path)
+
+    def stop(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(results.shutil, "rmtree", stop)
+        remove_checkpoints(tmp_path)
+    assert last_complete_checkpoint(tmp_path) is None and (tmp_path / "settings.json").is_file()
+    remove_checkpoints(tmp_path)
+    assert not tmp_path.exists()
 
 
 def test_checkpoints_know_their_best_one_after_a_move(tmp_path):

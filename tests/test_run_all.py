@@ -174,9 +174,15 @@ def test_a_configuration_that_accelerate_was_left_with_changes_nothing(tmp_path)
     assert log.read_text().splitlines()[-1] == "2 True 1 bf16 None"
     # of several GPUs, runs that start together have a port each
     several = left.read_text().replace("MULTI_CPU", "MULTI_GPU").replace("'1'", "0,1").replace("use_cpu: true\n", "")
-    for more, port in (("", 0), ("main_process_port: 29501\n", 29501), ("num_machines: 2\nmachine_rank: 0\n", None)):
+    port_said = "main_process_port: 29501\n"
+    for jobs, more, port in (
+        (2, "", 0),
+        (2, port_said, 0),
+        (1, port_said, 29501),
+        (2, f"{port_said}num_machines: 2\nmachine_rank: 0\n", 29501),
+    ):
         left.write_text(several + more)
-        run_all(*asked, cwd=tmp_path, commands=[commands], **home, ACCELERATE_CONFIG=str(left))
+        run_all(*asked, "--jobs", jobs, cwd=tmp_path, commands=[commands], **home, ACCELERATE_CONFIG=str(left))
         assert log.read_text().splitlines()[-1] == f"2 False 0,1 bf16 {port}"
 
 

@@ -25,7 +25,7 @@ import train
 from data import DataArguments, DataError, load_notes
 from locks import only_run_in
 from metrics import NoteClassificationMetric
-from trainer import Run, last_complete_checkpoint
+from trainer import NoteTrainer, Run, last_complete_checkpoint
 
 ROOT = Path(__file__).parent.parent
 ACCELERATE = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -169,17 +169,20 @@ def test_folds_results_predictions_and_model(notes_file, tmp_path, capsys, caplo
 
 def test_a_fold_leaves_no_model_in_memory(notes_file, tmp_path, monkeypatch):
     """Beside the next one a memory budget would not hold."""
-    of_folds, run_fold = [], train.run_fold
+    networks, left, run_fold, init = [], [], train.run_fold, NoteTrainer.__init__
+
+    def remember(trainer, *given, **more):
+        init(trainer, *given, **more)
+        networks.append(weakref.ref(trainer.model))
 
     def watch(*given):
-        assert all(trained() is None for trained in of_folds)
-        trained, *more = run_fold(*given)
-        of_folds.append(weakref.ref(trained.predict))
-        return trained, *more
+        left.append(sum(network() is not None for network in networks))
+        return run_fold(*given)
 
+    monkeypatch.setattr(NoteTrainer, "__init__", remember)
     monkeypatch.setattr(train, "run_fold", watch)
     assert train.main(arguments(notes_file, tmp_path / "run", "--keep_model", "False")) == 0
-    assert len(of_folds) == 2
+    assert len(networks) == 2 and left == [0, 0]
 
 
 def test_a_model_without_its_results_is_not_taken_for_this_runs(tmp_path):
@@ -439,12 +442,14 @@ def test_overwrite_deletes_what_a_run_leaves_and_nothing_else(notes_file, tmp_pa
 def test_what_is_no_mistake_of_the_user_says_what_it_was(capsys):
     full = "I/O error: No space left on device (os error 28)"
     for error, told in (
-        (SafetensorError(full), "weights could not be written; is the disk full?"),
-        (RuntimeError("[enforce fail at inline_container.cc] . unexpected pos 64 vs 0"), "is the disk full?"),
+        (SafetensorError(full), "weights could not be written or read; is the disk full"),
+        (RuntimeError("[enforce fail at inline_container.cc] . unexpected pos 64 vs 0"), "is the disk full"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "memory ran out"),
         (OSError(28, "No space left on device", "/somewhere/notes"), "No space left on device"),
         (torch.OutOfMemoryError("CUDA out of memory"), "memory ran out; smaller batches take less (--per"),
         (ValueError("Mme Zwiebelkopf"), "ValueError (its message may quote a note"),
+        (ValueError("Mme Zwiebelkopf, unexpected pos 1 vs 2"), "ValueError (its message may quote a note"),
+        (RuntimeError("Mme Zwiebelkopf, unexpected positive culture"), "RuntimeError (its message may quote a note"),
     ):
         message = train.tell_unforeseen(error, "passive")
         assert told in message and "Zwiebelkopf" not in message + capsys.readouterr().err
