@@ -23,6 +23,8 @@ import numpy as np
 import pandas as pd
 from datasets import ClassLabel, load_dataset
 from datasets.features import List
+from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+from datasets.utils import logging as datasets_logging
 from sklearn.preprocessing import MultiLabelBinarizer
 
 import synthetic
@@ -34,6 +36,7 @@ SPLIT_ALIASES |= {"val": "validation", "dev": "validation", "test": "test"}
 # Pairs of labels whose second member is the positive class.
 POSITIVE_PAIRS = [("0", "1"), ("false", "true"), ("no", "yes"), ("non", "oui"), ("negative", "positive")]
 POSITIVE_PAIRS += [("neg", "pos"), ("négatif", "positif"), ("absent", "present"), ("absent", "présent")]
+FEW_LABELS = 5  # of more, if most are on a single note, nothing could be learned: it will be text (ours)
 ROW_ID = "row-{}"
 ID_COLUMNS = ["id", "note_id"]  # unless --id_column names another
 ROWS_NAMED = 5  # how many rows an error message names before it only counts
@@ -417,7 +420,12 @@ def _read_table(arguments: DataArguments, needed: list[str]) -> tuple[pd.DataFra
         if len(files) == 1:
             return _read_file(files[0]), {}
         if not files or not all(splits.values()) or len(set(splits.values())) < len(files):
-            found = ", ".join(file.name for file in files[:5]) + (", ..." if len(files) > 5 else "") or "none"
+            # only names of splits: others may be patients'
+            named, others = (
+                [file.name for file in files if splits[file]],
+                sum(split is None for split in splits.values()),
+            )
+            found = ", ".join([*named, *([f"{others} of other names"] if others else [])]) or "none"
             if not files and next(path.rglob("*.txt"), None):
                 found = "text files: put them in one table, a row a note, with the columns text and label"
             raise DataError(
@@ -429,6 +437,10 @@ def _read_table(arguments: DataArguments, needed: list[str]) -> tuple[pd.DataFra
     else:
         if path.suffix.lower() in READERS or source.startswith((".", "/", "~")):
             raise NoNotesError(f"--dataset {source}: no such file or folder.")
+        if source in _PACKAGED_DATASETS_MODULES:  # by which `datasets` would read, and copy, what lies around
+            raise NoNotesError(f"--dataset {source}: no such file or folder, and a format's name; give a path.")
+        told = datasets_logging.get_verbosity()
+        datasets_logging.set_verbosity(logging.CRITICAL)  # its readers log the very cell that they choke on
         try:
             loaded = load_dataset(source, arguments.dataset_config, revision=arguments.dataset_revision)
         except Exception as error:  # every way in which a remote data set can fail: offline, unknown, gated, a script
@@ -436,6 +448,8 @@ def _read_table(arguments: DataArguments, needed: list[str]) -> tuple[pd.DataFra
                 f"--dataset {source}: neither a file or folder here nor a data set that the Hub gave "
                 f"({type(error).__name__}). Give a path, check the id and the network, or use 'synthetic'."
             ) from None
+        finally:
+            datasets_logging.set_verbosity(told)
         frames = {}
         for split, part in loaded.items():
             if split not in SPLIT_ALIASES:
@@ -635,7 +649,7 @@ def _refuse_text(counts: Counter, arguments: DataArguments):
     """Before any message or log line names a class: it must not be a note, or a piece of one."""
     if arguments.label_column == arguments.text_column or max(map(len, counts), default=0) > NAME_LENGTH:
         raise DataError(f"--label_column {arguments.label_column}: holds text, not labels.")
-    if len(counts) > 20 and 2 * sum(count == 1 for count in counts.values()) > len(counts):
+    if len(counts) > FEW_LABELS and 2 * sum(count == 1 for count in counts.values()) > len(counts):
         raise DataError(
             f"--label_column {arguments.label_column}: {len(counts)} different labels, most of them on one note only: "
             "is that a column of text?"

@@ -122,12 +122,13 @@ def test_a_split_column_that_is_not_there(write):
         load(write(TABLE.assign(part=["train", "train", "test"])), split_column="partition")
 
 
-def test_pieces_of_text_are_no_labels(write, caplog):
+@pytest.mark.parametrize("notes", [6, 40])
+def test_pieces_of_text_are_no_labels(write, caplog, notes):
     """They would be named in a log, in a result and on a card."""
-    phrases = [f"toux depuis {day} jours, fièvre à {day} heures" for day in range(40)]
-    table = pd.DataFrame({"text": [f"Note {number}." for number in range(40)], "label": phrases})
+    phrases = [f"toux depuis {day} jours, fièvre à {day} heures" for day in range(notes)]
+    table = pd.DataFrame({"text": [f"Note {number}." for number in range(notes)], "label": phrases})
     with pytest.raises(
-        DataError, match="80 different labels, most of them on one note only: is that a column of text"
+        DataError, match=f"{2 * notes} different labels, most of them on one note only: is that a column of text"
     ):
         load(write(table), label_separator=",")
     assert "toux" not in caplog.text
@@ -597,6 +598,29 @@ def test_no_such_file(name, tmp_path, monkeypatch):
         load(name)
 
 
+def test_what_the_library_of_data_sets_logs_is_kept_back(monkeypatch, caplog, capsys):
+    def choke(*_, **__):
+        datasets.logging.get_logger("datasets.packaged_modules.csv.csv").error("Could not convert '%s'", MARKER)
+        raise datasets.exceptions.DatasetGenerationError("An error occurred")
+
+    told = datasets.logging.get_verbosity()
+    monkeypatch.setattr(data, "load_dataset", choke)
+    with pytest.raises(DataError, match="nor a data set that the Hub gave") as caught:
+        load("someone/notes")
+    assert_says_nothing(caught.value)
+    assert MARKER not in caplog.text + "".join(capsys.readouterr())
+    assert datasets.logging.get_verbosity() == told
+
+
+def test_a_format_is_no_data_set(tmp_path, monkeypatch):
+    """`datasets` would read the tables of the folder that it is called in, and keep a copy."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "load_dataset", None)
+    for name in ("csv", "json", "text"):
+        with pytest.raises(DataError, match=f"--dataset {name}: no such file or folder, and a format's name"):
+            load(name)
+
+
 def test_no_rows(write):
     with pytest.raises(DataError, match="notes.csv: no rows"):
         load(write("text,label\n", "notes.csv"))
@@ -605,7 +629,7 @@ def test_no_rows(write):
 def test_folder_of_unrelated_files(write):
     folder = write(TABLE, "ward-a.csv").parent
     write(TABLE, "ward-b.csv")
-    with pytest.raises(DataError, match="expected one data file, or one file a split .* found: ward-a.csv, ward-b"):
+    with pytest.raises(DataError, match="expected one data file, or one file a split .* found: 2 of other names"):
         load(folder)
 
 
