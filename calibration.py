@@ -106,10 +106,8 @@ def operating_points(
             point = {"kept": kept, "required": required, "threshold": None, "recall": None, "precision": None}
             good = np.flatnonzero(of_validation[kept] >= required)
             if len(good):
-                best = np.lexsort((of_validation[kept][good], of_validation[other][good]))[
-                    -1
-                ]  # its last key goes first
-                point["threshold"] = threshold = float(candidates[good[best]])
+                order = np.lexsort((of_validation[kept][good], of_validation[other][good]))  # by its last key first
+                point["threshold"] = threshold = float(candidates[good[order[-1]]])
                 answered, positive = test[0][:, 1] >= threshold, test[1] == 1
                 right = (answered & positive).sum()
                 point["recall"] = float(right / positive.sum()) if positive.any() else None

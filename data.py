@@ -420,12 +420,10 @@ def _read_table(arguments: DataArguments, needed: list[str]) -> tuple[pd.DataFra
         if len(files) == 1:
             return _read_file(files[0]), {}
         if not files or not all(splits.values()) or len(set(splits.values())) < len(files):
-            # only names of splits: others may be patients'
-            named, others = (
-                [file.name for file in files if splits[file]],
-                sum(split is None for split in splits.values()),
-            )
-            found = ", ".join([*named, *([f"{others} of other names"] if others else [])]) or "none"
+            found = [file.name for file in files if splits[file]]
+            if len(found) < len(files):  # whose names may be patients'
+                found.append(f"{len(files) - len(found)} of other names")
+            found = ", ".join(found) or "none"
             if not files and next(path.rglob("*.txt"), None):
                 found = "text files: put them in one table, a row a note, with the columns text and label"
             raise DataError(

@@ -670,7 +670,7 @@ def tell_unforeseen(error: Exception, log_level: str) -> str:
     known = what_ran_out(error)
     if known == "memory ran out":
         known += (
-            "; smaller batches take less (--per_device_train_batch_size; --memory_gb for what is no frozen encoder)"
+            "; smaller batches take less (--per_device_train_batch_size, or --memory_gb, not for a frozen encoder)"
         )
     if isinstance(error, torch.OutOfMemoryError | MemoryError | OSError) or log_level == "debug":
         print(error, file=sys.stderr)
