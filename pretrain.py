@@ -78,7 +78,7 @@ from results import (
     remove_checkpoints,
     write_json,
 )
-from scratch_model import GROUP_ROWS, SCRATCH_MODELS, ScratchConfig, ScratchForMaskedLM
+from scratch_model import ROW_STEP, SCRATCH_MODELS, ScratchConfig, ScratchForMaskedLM
 from tokenization import FAMILIES, train_tokenizer
 
 logger = logging.getLogger("train")
@@ -708,12 +708,12 @@ class MaskedLanguageModelTrainer(ObedientTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         """Scores over the vocabulary at the masked tokens only: the others' are not in the loss, and cost the most.
 
-        A few others are added so that their number is a multiple of GROUP_ROWS: see there.
+        A few others are added so that their number is a multiple of ROW_STEP: see there.
         """
         labels = inputs["labels"].flatten()
         is_masked = labels != -100
         masked, others = is_masked.nonzero().squeeze(1), (~is_masked).nonzero().squeeze(1)
-        rows = torch.cat([masked, others[: -len(masked) % GROUP_ROWS]])
+        rows = torch.cat([masked, others[: -len(masked) % ROW_STEP]])
         inputs = inputs | {"labels": labels[rows]}
         if "attention_mask" in inputs and inputs["attention_mask"].all():
             del inputs["attention_mask"]  # full blocks: nothing to hide
