@@ -133,8 +133,8 @@ def load_config_and_tokenizer(backbone: Backbone) -> tuple[PreTrainedConfig, Pre
         config = AutoConfig.from_pretrained(name, revision=backbone.revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=backbone.revision)
         tokenizer = as_saved(tokenizer, backbone)
-    except Exception as error:  # transformers: offline, unknown, incomplete; tokenizers, no subclass: damaged
-        if not isinstance(error, OSError | ValueError | KeyError) and type(error) is not Exception:
+    except Exception as error:  # offline, unknown, incomplete, damaged
+        if not isinstance(error, OSError | ValueError | KeyError) and not is_of_tokenizers(error):
             raise
         if is_local(backbone):
             problem = f"not a folder with a model and its tokenizer ({type(error).__name__})"
@@ -224,6 +224,11 @@ def as_saved(tokenizer: PreTrainedTokenizerBase, backbone: Backbone) -> PreTrain
 def knows_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether it has a vocabulary: where its files are missing, transformers 5 makes an empty one without a word."""
     return not set(tokenizer("Le patient tousse.", add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}
+
+
+def is_of_tokenizers(error: Exception) -> bool:
+    """Whether the tokenizers library raised it, as of a damaged tokenizer.json: an Exception of no kind of its own."""
+    return type(error) is Exception
 
 
 def longest_input(config: PreTrainedConfig) -> int | None:

@@ -82,7 +82,7 @@ class EpochLine(ProgressLine):
         if not state.is_world_process_zero or metrics is None or state.epoch <= self.first_epoch:
             return  # with --eval_on_start nothing has been trained yet
         name = args.metric_for_best_model.removeprefix("eval_")
-        seconds = (time.perf_counter() - self.started) / max(state.epoch - self.first_epoch, 1e-9)
+        seconds = (time.perf_counter() - self.started) / (state.epoch - self.first_epoch)
         left = seconds * (state.max_steps - state.global_step) / max(state.global_step, 1) * state.epoch
         logger.info(
             "  epoch %g/%g  loss %s  validation %s %.4f  %.1f s an epoch, at most %.1f min left",

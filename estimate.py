@@ -67,7 +67,8 @@ class Speed:
     features: float = 0.0  # a note, in the encoder's one pass over the corpus
     pretraining: float = 0.0  # a token, of a model pretrained in-house
     pretraining_evaluation: float = 0.0  # a held-out document, in all evaluations: as many, however long it trains
-    unlabeled: int = 0  # documents of further text
+
+    unlabeled: int = 0  # no seconds: documents of further text, which the probe has counted
 
     def epoch(self, split: Split, every: int = 1) -> float:
         """Of a training that looks at validation, and saves, after every so many epochs."""

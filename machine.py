@@ -58,14 +58,21 @@ def keep_freed_memory(block_bytes: int = 2**28, kept_bytes: int = 2**30):
             mallopt(M_TRIM_THRESHOLD, kept_bytes)
 
 
+def memory_ran_out(error: Exception) -> bool:
+    """Of a CPU's memory PyTorch says so by a RuntimeError like any other."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def what_ran_out(error: Exception) -> str | None:
     """Whether memory or the disk ran out, in words; None if it was something else.
 
-    PyTorch says so by a RuntimeError like any other, of a CPU's memory and of a file that torch.save could not write.
+    Of a file that torch.save could not write, too, there is a RuntimeError like any other.
     """
-    said = str(error) if isinstance(error, RuntimeError) else ""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in said:
+    if memory_ran_out(error):
         return "memory ran out"
+    said = str(error) if isinstance(error, RuntimeError) else ""
     if isinstance(error, SafetensorError) or re.search(r"PytorchStreamWriter failed|unexpected pos \d+ vs \d+", said):
         return "weights could not be written or read; is the disk full, or a checkpoint damaged?"
     return None

@@ -36,11 +36,11 @@ from transformers.utils import logging as transformers_logging
 # These two register their models with the Auto classes: no remote code is run to load our own.
 import heads  # noqa: F401
 import scratch_model  # noqa: F401
-from backbones import knows_words
+from backbones import is_of_tokenizers, knows_words
 from baseline import TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import READERS, DataArguments, DataError, read_unlabeled
-from machine import what_ran_out
+from machine import memory_ran_out
 from metrics import decide, probabilities_from_logits
 from results import MODEL_FACTS, RESULT_FILE, SCHEMA_VERSION
 
@@ -109,8 +109,8 @@ def predict_probabilities(
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
             if tokenizer.pad_token_id is None or not knows_words(tokenizer):
                 raise ValueError("half a tokenizer")
-    except Exception as error:  # that of tokenizers has no name of its own
-        if not isinstance(error, DAMAGE) and type(error) is not Exception:
+    except Exception as error:
+        if not isinstance(error, DAMAGE) and not is_of_tokenizers(error):
             raise
         raise ModelError(
             f"{model}: files of it are missing or damaged ({type(error).__name__}); copy the whole folder again, or "
@@ -219,8 +219,8 @@ def main(argv: list[str] | None = None) -> int:
             probabilities = predict_probabilities(
                 arguments.model, arguments.model_revision, facts, notes.texts, arguments.batch_size
             )
-        except RuntimeError as error:  # of a CPU it has no kind of its own
-            if what_ran_out(error) != "memory ran out":
+        except (MemoryError, RuntimeError) as error:
+            if not memory_ran_out(error):
                 raise
             raise DataError(f"--batch_size {arguments.batch_size}: out of memory; give a smaller one.") from None
         columns = {"id": notes.ids, "predicted": label_notes(probabilities, facts)}

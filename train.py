@@ -8,7 +8,6 @@ A fold whose result.json exists is finished and is not done again; an interrupte
 """
 
 import os
-import re
 
 # Before the libraries read it: tokenising is parallel until a data loader forks, then it would only warn.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,6 +16,7 @@ import gc
 import hashlib
 import json
 import logging
+import re
 import shutil
 import statistics
 import sys
@@ -41,7 +41,7 @@ from calibration import fit_temperature, operating_points
 from data import DataArguments, DataError, NoNotesError, Notes, load_notes
 from energy import known_countries
 from locks import FolderError, only_run_in
-from machine import bfloat16_is_fast, describe_machine, what_ran_out
+from machine import bfloat16_is_fast, describe_machine, memory_ran_out, what_ran_out
 from memory import MemoryBudgetError
 from metrics import SELECTION_METRIC, NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
@@ -668,7 +668,7 @@ def tell_unforeseen(error: Exception, log_level: str) -> str:
     """
     print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
     known = what_ran_out(error)
-    if known == "memory ran out":
+    if memory_ran_out(error):
         known += (
             "; smaller batches take less (--per_device_train_batch_size, or --memory_gb, not for a frozen encoder)"
         )

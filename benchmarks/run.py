@@ -62,9 +62,8 @@ NOTHING_KEPT = "--save_strategy no --eval_strategy no --load_best_model_at_end F
 NOTHING = np.array([], dtype=int)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FEW_NOTES = 800 if DEVICE.type == "cuda" else 64  # that a base-size encoder sees in every step of training
-TUNED_NOTES = (
-    800 if DEVICE.type == "cuda" else 160
-)  # the first step, which makes Adam's moments, takes as long as three
+# Steps enough of fine-tuning that the first, which makes Adam's moments and takes as long as three, weighs little.
+TUNED_NOTES = 800 if DEVICE.type == "cuda" else 160
 MATRIX_ROWS = 32768 if DEVICE.type == "cuda" else 2048  # of the product that gives the machine's rate: they fill it
 SOME_NOTES = 1500 if DEVICE.type == "cuda" else 800  # that ours, and the small Transformers, are timed on
 GLIBC_ALONE = 2**25, 2**26  # bytes of `keep_freed_memory` that the C library itself arrives at

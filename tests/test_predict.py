@@ -112,7 +112,8 @@ def test_an_id_of_the_hub_from_within_a_run(notes_file, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
 def test_out_of_memory(notes_file, tmp_path, capsys, monkeypatch, error):
     def fail(*_):
