@@ -450,11 +450,15 @@ def _read_table(arguments: DataArguments, needed: list[str]) -> tuple[pd.DataFra
             datasets_logging.set_verbosity(told)
         frames = {}
         for split, part in loaded.items():
-            if split not in SPLIT_ALIASES:
-                raise DataError(f"--dataset {source}: split {split!r} is none of {', '.join(SPLIT_ALIASES)}.")
-            if SPLIT_ALIASES[split] in frames:
+            name = split if arguments.split_column == "none" else SPLIT_ALIASES.get(split)
+            if name is None:
+                raise DataError(
+                    f"--dataset {source}: split {split!r} is none of {', '.join(SPLIT_ALIASES)}; with --split_column "
+                    "none all its splits are one corpus."
+                )
+            if name in frames:
                 raise DataError(f"--dataset {source}: split {split!r} is there twice, under two names.")
-            frames[SPLIT_ALIASES[split]] = part.to_pandas()
+            frames[name] = part.to_pandas()
         features = next(iter(loaded.values())).features
         names = {}
         for column, feature in features.items():

@@ -171,7 +171,8 @@ def probe(run: Run, folder: Path) -> Speed:
             report = json.loads((run.pretrain(split) / REPORT_FILE).read_text(encoding="utf-8"))
             speed.pretraining_evaluation = report["cost"]["evaluation_hours"] * 3600 / report["held_out_documents"]
             speed.unlabeled = len(run.unlabeled)
-            speed.pretraining = report["cost"]["seconds_a_step"] * report["cost"]["steps"] / PROBE_TOKENS
+            tokens_a_step = report["training"]["per_device_train_batch_size"] * report["arguments"]["max_length"]
+            speed.pretraining = report["cost"]["seconds_a_step"] / tokens_a_step
     speed.training, speed.evaluation = clock.training / len(training), clock.evaluation / PROBE_NOTES
     speed.saving = clock.saving
     if model_args.ngram_branch:
@@ -296,20 +297,21 @@ def reckon_wall_hours(
     """Hours that the grid takes with so many runs at a time, those of encoders' passes among them, and whether runs
     share a GPU.
 
-    An encoder has one pass for all its heads, and a model one pretraining for all sizes of the training part. The runs
-    begin in the order of the plan, each when there is a place. A probe had its share of the cores, but the whole of a
-    GPU, which runs side by side divide: their hours are added up.
+    An encoder has one pass for all its heads, and a model one pretraining for all sizes of the training part; sizes
+    that begin side by side wait for it side by side. The runs begin in the order of the plan, each when there is a
+    place. A probe had its share of the cores, but the whole of a GPU, which runs side by side divide: their hours are
+    added up.
     """
     places, on_gpus, passes, pretrained, share_a_gpu = [0.0] * jobs, 0.0, {}, {}, False
     for line, (model_args, _, training_args) in zip(plan, parsed, strict=True):
         known, model = estimates.get(line["run_id"]), line["model"]
         if known is None:
             continue
-        paid = pretrained.get(model, 0.0)
-        pretrained[model] = max(paid, known["pretraining_hours"])
-        hours = known["hours"] - min(paid, known["pretraining_hours"])
         on_gpu = model_args.kind != "baseline" and training_args.device.type != "cpu"
         share_a_gpu |= on_gpu and jobs > 1
+        paid = pretrained.get(model, 0.0) if on_gpu or jobs == 1 else 0.0
+        pretrained[model] = max(paid, known["pretraining_hours"])
+        hours = known["hours"] - min(paid, known["pretraining_hours"])
         if on_gpu:
             on_gpus += hours
         else:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import re
 
+import joblib
 import torch
 from safetensors import SafetensorError
 
@@ -79,5 +80,11 @@ def what_ran_out(error: Exception) -> str | None:
 
 
 def available_cores() -> int:
-    """Cores that this process may use; fewer than the machine has where a scheduler divides it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; fewer than the machine has where a scheduler or a container divides it."""
+    return joblib.cpu_count()
+
+
+def keep_to_available_cores():
+    """PyTorch begins as many threads as it sees cores, of which a container may use fewer."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), available_cores()))

@@ -40,7 +40,7 @@ from backbones import is_of_tokenizers, knows_words
 from baseline import TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import READERS, DataArguments, DataError, read_unlabeled
-from machine import memory_ran_out
+from machine import keep_to_available_cores, memory_ran_out
 from metrics import decide, probabilities_from_logits
 from results import MODEL_FACTS, RESULT_FILE, SCHEMA_VERSION
 
@@ -190,6 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # else each request of the Hub's client is a line
     transformers_logging.disable_progress_bar()
+    keep_to_available_cores()
     try:
         if arguments.batch_size < 1:
             raise DataError(f"--batch_size {arguments.batch_size}: give 1 or more.")

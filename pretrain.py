@@ -69,7 +69,7 @@ from callbacks import EarlyStopping, ObedientTrainer, PretrainingLine, StepClock
 from corpus import Corpus, Removed, of_notes, read_corpus, remove_held_out
 from data import DataArguments, DataError, read_unlabeled
 from locks import FolderError, alone_with, only_run_in
-from machine import bfloat16_is_fast, keep_freed_memory, what_ran_out
+from machine import bfloat16_is_fast, keep_freed_memory, keep_to_available_cores, what_ran_out
 from muon import GOES_WITH, create_muon, layer_matrices
 from results import (
     describe_environment,
@@ -665,6 +665,10 @@ def load_existing(
         raise BackboneError(
             f"{backbone.hub_id}: of {config.model_type} there is no masked language model; give a BERT-like encoder."
         )
+    if config.model_type == "mobilebert" or getattr(config, "sparse_prediction", False):
+        raise BackboneError(
+            f"{backbone.hub_id}: its masked language model does not score tokens one by one; give another encoder."
+        )
     if training_args.gradient_checkpointing and config.model_type == ScratchConfig.model_type:
         raise ArgumentError(
             f"--gradient_checkpointing: {backbone.hub_id}, a small Transformer, has none; leave it out."
@@ -861,6 +865,9 @@ def train_masked_lm(
         # Not by Trainer.save_model, which adds a pickle of the arguments.
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(output)
         tokenizer.save_pretrained(output)
+        for weights in output.glob("*.safetensors"):  # on the disk before what says that they are there
+            with weights.open("rb") as file:
+                os.fsync(file.fileno())
         write_json(output / REPORT_FILE, report)
         remove_checkpoints(checkpoints)
     logger.info(
@@ -948,6 +955,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # else each request of the Hub's client is a line
         transformers_logging.set_verbosity_error()  # of tied weights that a checkpoint stores once
         transformers_logging.disable_progress_bar()
+        keep_to_available_cores()
         pretrain(arguments, training_args)
         return 0
     except (ArgumentError, DataError, BackboneError, FolderError, OSError) as error:

@@ -498,10 +498,11 @@ def generate_notes(num_notes: int = NUM_NOTES, seed: int = 0) -> pd.DataFrame:
     texts = []
     for _, rows in groupby(range(num_notes), key=patients.__getitem__):
         texts += _write_patient(rng, [states[row] for row in rows])
+    of_seed = f"s{seed}-" if seed else ""  # by another seed there are other patients
     return pd.DataFrame(
         {
-            "note_id": [f"n{number:05d}" for number in range(1, num_notes + 1)],
-            "patient_id": [f"p{patient:05d}" for patient in patients],
+            "note_id": [f"{of_seed}n{number:05d}" for number in range(1, num_notes + 1)],
+            "patient_id": [f"{of_seed}p{patient:05d}" for patient in patients],
             "text": texts,
             "label": [LABELS[label] for label in _flip_some(rng, states)],
         }

@@ -41,7 +41,13 @@ from calibration import fit_temperature, operating_points
 from data import DataArguments, DataError, NoNotesError, Notes, load_notes
 from energy import known_countries
 from locks import FolderError, only_run_in
-from machine import bfloat16_is_fast, describe_machine, memory_ran_out, what_ran_out
+from machine import (
+    bfloat16_is_fast,
+    describe_machine,
+    keep_to_available_cores,
+    memory_ran_out,
+    what_ran_out,
+)
 from memory import MemoryBudgetError
 from metrics import SELECTION_METRIC, NoteClassificationMetric, decide, selectable_scores, tune_thresholds
 from models import TUNINGS, ModelArguments, prepare_encoder
@@ -695,6 +701,7 @@ def main(argv: list[str] | None = None) -> int:
         transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    keep_to_available_cores()
     refused = False
     try:
         train(model_args, data_args, training_args)

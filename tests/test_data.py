@@ -249,8 +249,11 @@ def test_a_declared_class_without_notes_is_left_out(monkeypatch, caplog):
 
 def test_hub_unknown_split(monkeypatch):
     hub(monkeypatch, train=[0, 1, 2], unsupervised=[0])
-    with pytest.raises(DataError, match="split 'unsupervised' is none of train, training, validation"):
+    with pytest.raises(DataError, match="split 'unsupervised' is none of train, training, .* --split_column none all"):
         load("someone/notes")
+    assert len(load("someone/notes", split_column="none")) == 4
+    further = read_unlabeled(DataArguments(dataset="someone/notes", split_column="none"), is_further_text=True)
+    assert further.texts[-1] == "unsupervised 0"
 
 
 # ---- labels --------------------------------------------------------------------------------------------------------

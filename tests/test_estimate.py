@@ -274,6 +274,7 @@ def test_what_runs_share_is_paid_once(encoder_folder):
     known = {"whole": hours(5.0, 0.0, 3.0), "n20": hours(4.0, 0.0, 3.0)}  # a pretraining for both sizes
     plan = [(name, "transformer-pretrained", "-", "-", size) for name, size in (("whole", "-"), ("n20", "20"))]
     assert reckon(known, plan, 1)[0] == 5.0 + 4.0 - 3.0
+    assert reckon({**known, "n20": hours(6.0, 0.0, 3.0)}, plan, 2)[0] == 6.0  # the second size waits for the first
     known = {"a": hours(1.0, 0.5), "b": hours(2.0, 0.5)}  # a pass for both heads
     plan = [("a", str(encoder_folder), "grn", "frozen", "-"), ("b", str(encoder_folder), "linear", "frozen", "-")]
     assert reckon(known, plan, 1)[:2] == (3.5, 0.5)

@@ -8,7 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from machine import available_cores, bfloat16_is_fast, describe_machine, keep_freed_memory
+from machine import (
+    available_cores,
+    bfloat16_is_fast,
+    describe_machine,
+    keep_freed_memory,
+    keep_to_available_cores,
+)
 from train import parse_arguments
 
 
@@ -50,6 +56,21 @@ def test_the_line_says_what_computes_and_in_which_precision(machine):
     machine(capability=(9, 0))
     assert describe_machine(False, bf16=True) == "GPU Y; bfloat16"
     assert describe_machine(False, bf16=False, fp16=True) == "GPU Y; float16"
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "given", "expected"), [(64, 4, None, [4]), (64, 4, "64", []), (2, 4, None, [2])]
+)
+def test_no_more_threads_than_a_container_may_use(monkeypatch, threads, cores, given, expected):
+    told = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr("machine.joblib.cpu_count", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    keep_to_available_cores()
+    assert told == expected
 
 
 @pytest.mark.parametrize(

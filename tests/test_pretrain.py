@@ -20,8 +20,9 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    MobileBertConfig,
+    ModernBertConfig,
     XLNetConfig,
-    XLNetModel,
 )
 
 import data
@@ -245,13 +246,20 @@ def test_a_training_that_diverged_is_one_line(text_file, tmp_path, monkeypatch, 
     assert not (tmp_path / "pretrain.json").exists()
 
 
-def test_an_encoder_without_a_masked_language_model_is_one_line(text_file, tmp_path, capsys):
-    XLNetModel(
-        XLNetConfig(vocab_size=300, pad_token_id=1, d_model=16, n_layer=1, n_head=2, d_inner=16)
-    ).save_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (XLNetConfig(vocab_size=300, pad_token_id=1), "of xlnet there is no masked language model; give a BERT-like"),
+        (MobileBertConfig(vocab_size=300, pad_token_id=1), "its masked language model does not score tokens one by"),
+        (ModernBertConfig(vocab_size=300, pad_token_id=1, sparse_prediction=True), "does not score tokens one by one"),
+    ],
+    ids=lambda given: getattr(given, "model_type", ""),
+)
+def test_an_encoder_without_a_usual_masked_language_model_is_one_line(config, message, text_file, tmp_path, capsys):
+    config.save_pretrained(tmp_path)
     train_tokenizer(invent_texts(), "unigram", vocab_size=300, max_length=64).save_pretrained(tmp_path)
     assert run("--model", tmp_path, "--unlabeled", text_file, "--output_dir", tmp_path / "out", "--use_cpu") == 1
-    assert "of xlnet there is no masked language model; give a BERT-like encoder" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_full_disk_is_one_line(text_file, tmp_path, monkeypatch, capsys):
