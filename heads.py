@@ -12,7 +12,7 @@ Every structure is given `pool` and returns pooled vectors. Pooling is a weighte
 a last affine layer: Adapter and TinyAttention pool their narrow branch and project it once a note instead of once a
 token, which gives the same numbers for a fraction of the work.
 
-This file is uploaded with every model (custom code on the Hub), so it imports nothing of this repository.
+This file is uploaded with every such model (custom code on the Hub), so it imports nothing of this repository.
 
     model = EncoderWithHeadForSequenceClassification.from_encoder("Dr-BERT/DrBERT-7GB", head="grn", num_labels=2)
 """

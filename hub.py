@@ -10,8 +10,8 @@ import statistics
 from pathlib import Path
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import get_session
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from results import MODEL_FACTS
 
@@ -179,6 +179,21 @@ def write_model_card(folder: Path, fold_results: list[dict], trained_on: str, re
         + NGRAMS * (model["logit_weights"] is not None),
     )
     ModelCard(card).save(folder / "README.md")
+
+
+def check_name(repo: str):
+    """Before hours of training.
+
+    Raises:
+        HubError: the Hub takes no model of that name.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise HubError(
+            f"--push_to_hub: {repo} is no name for a model on the Hub (letters, digits, '-', '_' and '.', at most 96, "
+            "an owner and '/' before it if you like); give --hub_model_id NAME."
+        ) from None
 
 
 def push_model(folder: Path, repo: str, private: bool | None, token: str | None, revision: str | None) -> str:

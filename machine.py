@@ -60,10 +60,13 @@ def keep_freed_memory(block_bytes: int = 2**28, kept_bytes: int = 2**30):
 
 
 def memory_ran_out(error: Exception) -> bool:
-    """Of a CPU's memory PyTorch says so by a RuntimeError like any other."""
+    """Of a CPU's memory, and of a GPU's before it has any, PyTorch says so by a RuntimeError like any other."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    if not isinstance(error, RuntimeError):
+        return False
+    of_gpu = re.match(r"CUDA error: (out of memory|CU\w+_STATUS_ALLOC_FAILED)", str(error))
+    return of_gpu is not None or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def what_ran_out(error: Exception) -> str | None:

@@ -379,6 +379,14 @@ def check_training(training_args: TrainingArguments, seeds: list[int] | None = N
             raise ArgumentError(f"--{name}: rounds the very weights that are kept; leave it out.")
     if training_args.resume_from_checkpoint is not None:
         raise ArgumentError("--resume_from_checkpoint: a run goes on by itself where it stopped; leave it out.")
+    sharded = any(parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"))
+    if sharded or training_args.fsdp or training_args.deepspeed or training_args.parallelism_config:
+        raise ArgumentError(
+            "FSDP, DeepSpeed and the like: a model here fits one GPU, and one process saves it; start with "
+            "`accelerate launch --multi_gpu`, or without a configuration of them."
+        )
+    if training_args.use_liger_kernel:
+        raise ArgumentError("--use_liger_kernel: has no kernels for these models; leave it out.")
     if training_args.enable_jit_checkpoint:
         raise ArgumentError(
             "--enable_jit_checkpoint: what a signal cut off would count as finished; leave it out, the last "
@@ -945,7 +953,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed with a line that says why."""
     try:
         arguments, training_args = parse_arguments(argv)
-    except ValueError as error:  # ours, and what TrainingArguments object to; no text has been read yet
+    except (ValueError, OSError, ImportError) as error:  # or of TrainingArguments; no text is read yet
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:

@@ -208,7 +208,7 @@ if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
   if [[ ${ACCELERATE_CONFIG} != /* ]]; then ACCELERATE_CONFIG=${invoked_from}/${ACCELERATE_CONFIG}; fi
   launch=(accelerate launch --config_file "${ACCELERATE_CONFIG}")
   # of runs on several GPUs that start together each takes a free port, not all the same
-  if ((jobs > 1)) && grep -qE "^distributed_type: *['\"]?(MULTI_(GPU|NPU|XPU|MLU)|FSDP)" "${ACCELERATE_CONFIG}" 2> /dev/null &&
+  if ((jobs > 1)) && grep -qE "^distributed_type: *['\"]?MULTI_(GPU|NPU|XPU|MLU)" "${ACCELERATE_CONFIG}" 2> /dev/null &&
     ! grep -qE '^num_machines: *([2-9]|1[0-9])' "${ACCELERATE_CONFIG}"; then
     launch+=(--main_process_port 0)
   fi

@@ -7,7 +7,7 @@ trained on the training notes alone, or with them on further text of one's own (
 T tokens, H width, F feed-forward width, E experts; `attention_mask` is 1 for a real token and 0 for padding. Sizes
 are ours: the public text gives none.
 
-This file is uploaded with every model (custom code on the Hub), so it imports nothing of this repository.
+This file is uploaded with every such model (custom code on the Hub), so it imports nothing of this repository.
 
     model = ScratchForSequenceClassification(ScratchConfig(vocab_size=6000, num_labels=2, num_experts=4))
 """

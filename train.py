@@ -205,7 +205,19 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
         raise ArgumentError("--train_size: a model for use has all notes; add --keep_model False.")
     if training_args.push_to_hub and not model_args.keep_model:
         raise ArgumentError("--push_to_hub with --keep_model False: there would be no model to push.")
+    if training_args.push_to_hub:
+        hub.check_name(repository_of(training_args))
     return model_args, data_args, training_args
+
+
+def repository_of(training_args: TrainingArguments) -> str:
+    """What the Hub, which takes no two hyphens in a row, is to call the model."""
+    return training_args.hub_model_id or re.sub("-+", "-", name_of_run(Path(training_args.output_dir)))
+
+
+def name_of_run(output: Path) -> str:
+    """Of the folder, however it is written."""
+    return Path(os.path.abspath(output)).name
 
 
 def check_numbers(model_args: ModelArguments, training_args: TrainingArguments):
@@ -530,8 +542,7 @@ def save_model(run: Run, trained: Trained, fold_results: list[dict], trained_on:
                 result["model"]["pretraining"]["id"] for result in fold_results
             ]:
                 more_hours += trained.cost["pretraining_hours"]
-            repo = training_args.hub_model_id or output.name
-            hub.write_model_card(partial, fold_results, trained_on, repo, more_hours)
+            hub.write_model_card(partial, fold_results, trained_on, repository_of(training_args), more_hours)
         shutil.rmtree(output / "model", ignore_errors=True)  # of a run that was cut off just before its result
         partial.rename(output / "model")
         logger.info("model for use: %s", output / "model")
@@ -646,9 +657,12 @@ def train_folds(run: Run, splits: list[Split], repeated: dict[str, int]):
         shutil.rmtree(output / "model-checkpoints", ignore_errors=True)
         (output / FAILURE_FILE).unlink(missing_ok=True)
     if training_args.push_to_hub and is_main:
-        repo = training_args.hub_model_id or output.name
         address = hub.push_model(
-            output / "model", repo, training_args.hub_private_repo, training_args.hub_token, training_args.hub_revision
+            output / "model",
+            repository_of(training_args),
+            training_args.hub_private_repo,
+            training_args.hub_token,
+            training_args.hub_revision,
         )
         logger.info("pushed: %s", address)
 
@@ -658,11 +672,11 @@ def describe_run(model_args: ModelArguments, data_args: DataArguments, output: P
     has_head = model_args.kind in TUNINGS
     path = Path(os.path.expanduser(data_args.dataset))
     return {
-        "run_id": output.name,
+        "run_id": name_of_run(output),
         "model": model_args.name,
         "head": model_args.head if has_head else None,
         "tuning": model_args.tuning if has_head else None,
-        "dataset": path.name if os.path.exists(path) else data_args.dataset,
+        "dataset": path.resolve().name if os.path.exists(path) else data_args.dataset,
         "train_size": data_args.train_size,
     }
 
@@ -689,7 +703,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed with a line that says why, also left in OUTPUT_DIR/failed.json, 130 by Ctrl-C."""
     try:
         model_args, data_args, training_args = parse_arguments(argv)
-    except ValueError as error:  # ours, and what TrainingArguments object to; no note has been read yet
+    except (ValueError, OSError, ImportError, hub.HubError) as error:  # or of TrainingArguments; no note is read yet
         print(f"error: {error}", file=sys.stderr)
         return 1
     logging.basicConfig(

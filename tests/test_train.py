@@ -445,6 +445,9 @@ def test_what_is_no_mistake_of_the_user_says_what_it_was(capsys):
         (SafetensorError(full), "weights could not be written or read; is the disk full"),
         (RuntimeError("[enforce fail at inline_container.cc] . unexpected pos 64 vs 0"), "is the disk full"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "memory ran out"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), "memory ran out; smaller batches"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "memory ran out"),
+        (RuntimeError("Mme Zwiebelkopf, CUDA error: out of memory"), "RuntimeError (its message may quote a note"),
         (OSError(28, "No space left on device", "/somewhere/notes"), "No space left on device"),
         (torch.OutOfMemoryError("CUDA out of memory"), "memory ran out; smaller batches take less (--per"),
         (ValueError("Mme Zwiebelkopf"), "ValueError (its message may quote a note"),
@@ -720,6 +723,11 @@ def test_copies_of_a_text_are_no_independent_notes(notes_file, tmp_path):
     (["--push_to_hub", "--model", "tfidf-nb"], "the vocabulary of tfidf-nb spells out words"),
     (["--metric_for_best_model", "f1"], "f1: not a score of a binary task; choose from accuracy, precision_macro, "),
     (["--push_to_hub", "--keep_model", "False"], "there would be no model to push"),
+    (["--push_to_hub", "--hub_model_id", "a/b/c"], "a/b/c is no name for a model on the Hub (letters, digits"),
+    (["--use_liger_kernel", "True"], "--use_liger_kernel: has no kernels for these models"),
+    (["--fsdp", "full_shard"], "FSDP, DeepSpeed and the like: a model here fits one GPU"),
+    (["--deepspeed", "nofile.json"], "deepspeed"),
+    (["--accelerator_config", "nofile.json"], "nofile.json"),
 ])
 # fmt: on
 def test_a_users_mistake_is_one_clear_line(notes_file, tmp_path, capsys, change, message):
@@ -731,6 +739,29 @@ def test_a_users_mistake_is_one_clear_line(notes_file, tmp_path, capsys, change,
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error and "  File " not in error
     assert error.count("\n") == 1
+
+
+def test_what_a_configuration_of_accelerate_shards_is_refused(notes_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert train.main(arguments(notes_file, tmp_path / "run")) == 1
+    assert "error: FSDP, DeepSpeed and the like: a model here fits one GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("runs/someone--their-bert-grn-frozen", "someone-their-bert-grn-frozen"), (".", "here")]
+)
+def test_a_run_has_a_name_that_the_hub_takes(notes_file, tmp_path, monkeypatch, folder, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    _, _, training_args = train.parse_arguments(arguments(notes_file, folder, "--push_to_hub"))
+    assert train.repository_of(training_args) == name
+
+
+def test_folders_have_the_same_name_however_they_are_written(notes_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(notes_file.parent)
+    for dataset, output in ((".", "."), ("../" + notes_file.parent.name, f"../{notes_file.parent.name}/")):
+        described = train.describe_run(*train.parse_arguments(arguments(dataset, output))[:2], Path(output))
+        assert described["dataset"] == described["run_id"] == notes_file.parent.name
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
