@@ -1,7 +1,7 @@
 """Are the differences real, and which model to deploy: intervals, paired tests, the verdict; from stored predictions.
 
 Knows predicted and true labels, folds and groups; no file, no model. What is resampled is whole groups (patients,
-documents): notes of one patient are not independent. Without groups every note is its own.
+documents): notes of one patient are not independent. Without groups every text is its own.
 
 Everything that is compared is a function of counts, and counts of groups add up: a resample of the notes is one row
 of a matrix product, and thousands of them are cheap. For K classes there are C = 3 K + 2 counts: true positives, false
@@ -86,6 +86,12 @@ class Answers:
     def by_fold(self) -> np.ndarray:
         """(seeds, folds, C)."""
         return self.count(pd.factorize(self.folds, sort=True)[0])
+
+    @cached_property
+    def groups_of_class(self) -> np.ndarray:
+        """(classes,): in how many groups there are notes of each."""
+        hits, _, missed = self.errors_by_class(self.by_group[0])
+        return (hits + missed > 0).sum(axis=0)
 
     def score(self, counts: np.ndarray, metric: str, whole: np.ndarray | None = None) -> np.ndarray:
         """Counts (..., C) to the metric (...,), named as in the result files; 0 where it is undefined.

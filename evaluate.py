@@ -253,6 +253,7 @@ def read_result(path: Path) -> dict:
     data_arguments = record.pop("data")  # those of tokens only where the model reads tokens
     check_fields(content, {"arguments": {"model": dict, "training": dict}})
     settings = content["arguments"]["model"] | data_arguments | content["arguments"]["training"]
+    record["repeats"] = data_arguments.get("repeats", 1)
     record["settings"] = {name: value for name, value in settings.items() if name not in MAY_DIFFER}
     is_cut = data_arguments.get("long_notes") == "truncate"
     record |= {
@@ -431,7 +432,8 @@ def read_predictions(results: pd.DataFrame) -> list[pd.DataFrame]:
                 if len(of_folds[-1]) != notes:
                     raise ValueError("not as many predictions as test notes")
             except (OSError, ValueError) as error:
-                fold = Path(*path.parent.parts[-2:])
+                fold = path.parent  # and the run that it is of, whatever folders they are in
+                fold = Path(*fold.parts[-3 if fold.parent.name.startswith("seed-") else -2 :])
                 raise PredictionsError(f"in {fold} ({type(error).__name__}): delete it and train it again") from error
         of_seeds.append(
             pd.concat(each.assign(fold=fold) for each, fold in zip(of_folds, folds.fold, strict=True)).sort_values(

@@ -39,10 +39,16 @@ def crossings(curve: pd.DataFrame, reference: pd.DataFrame, score: str) -> tuple
     return bool(gap[0] > 0), np.exp(notes[before] + share * (notes[before + 1] - notes[before])).tolist()
 
 
-def gain_of_doubling(curve: pd.DataFrame, score: str) -> float:
-    """What each doubling of the training notes brought at the end of the curve: its slope over the last two sizes."""
-    (before, last), notes = curve[f"{score}_mean"].iloc[-2:], curve.train_notes.iloc[-2:]
-    return float((last - before) / np.log2(notes.iloc[1] / notes.iloc[0]))
+def gain_of_doubling(curve: pd.DataFrame, score: str) -> tuple[int, float] | None:
+    """What each doubling of the training notes brought at the end of the curve, and the size that it is reckoned from:
+    the largest that was doubled at least; None if none was."""
+    last = curve.iloc[-1]
+    doubled = curve[2 * curve.train_notes <= last.train_notes]
+    if doubled.empty:
+        return None
+    before = doubled.iloc[-1]
+    gain = (last[f"{score}_mean"] - before[f"{score}_mean"]) / np.log2(last.train_notes / before.train_notes)
+    return int(before.train_notes), float(gain)
 
 
 def describe_crossings(cells: pd.DataFrame, average: str) -> list[str]:

@@ -153,7 +153,8 @@ class NoteClassificationMetric(evaluate.Metric):
             scores["confusion_matrix"] = sk.multilabel_confusion_matrix(labels, predicted).tolist()
         else:  # rows: true class, columns: predicted class
             scores["confusion_matrix"] = sk.confusion_matrix(labels, predicted, labels=indices).tolist()
-        scores["collapsed"] = bool((predicted == predicted[0]).all())  # the same answer for every note
+        # the same answer for every note, though not all of them want it
+        scores["collapsed"] = bool((predicted == predicted[0]).all() and not (labels == labels[0]).all())
         return {
             name: float(score) if isinstance(score, float | np.floating) else score for name, score in scores.items()
         }

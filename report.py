@@ -102,7 +102,8 @@ RULE = (
     "(`notes_that_would_tell`). A model that gave all notes the same answer in every fold is not chosen for being "
     f"cheap. Of fewer than {LEAST_GROUPS} groups no test can find a difference, and there is no verdict. The best is "
     "the best of the very scores that are tested, which favours it a little; they pool all folds, where the table of "
-    "results averages over them."
+    "results averages over them. Intervals and tests are of the models as they were trained: where a difference is "
+    "small, another seed may turn it round (`--seeds`)."
 )
 # All that is public of the papers' results. The papers' tables hold more cells; they were not available to us.
 PAPER = [
@@ -127,7 +128,7 @@ FEW_NOTES = 50  # in a subgroup: a 95 % interval of an accuracy of 0.9 is then 0
 # Below it intervals of 95 % hold less often: of 5, 10, 20 and 40 groups of 20 notes in 78, 91, 89 and 92 % of 300
 # simulations (ours).
 FEW_GROUPS = 40
-FEW_OF_A_CLASS = 10  # likewise, of the rarer of two classes (ours)
+FEW_OF_A_CLASS = 10  # likewise, of the rarer of two classes; of all test notes, groups of any class (ours)
 LEFT_ALIGNED = {
     "Subgroup",
     "Threshold keeps",
@@ -307,7 +308,9 @@ def write_report(
     templates.filters |= {"code": code_in_html, "markdown": escape_markdown}
     for name in ("index.html", "results.md"):
         (folder / name).write_text(templates.get_template(name).render(content | constant), encoding="utf-8")
-    tex = "\n\n".join(each.results.draw("latex_booktabs") for each in datasets if each.results)
+    tex = "\n\n".join(
+        f"% {' '.join(each.name.split())}\n{each.results.draw('latex_booktabs')}" for each in datasets if each.results
+    )
     (folder / "results.tex").write_text(tex + "\n", encoding="utf-8")
     with open(folder / "report.json", "w", encoding="utf-8") as file:
         json.dump(content, file, default=asdict, ensure_ascii=False, indent=1)
@@ -630,8 +633,8 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             within = f" (95 % interval {low:.3f} to {high:.3f})" if groups > 1 else ""
             with_intervals += groups > 1
             sentences.append(f"{name} has F1 ({average}) {score:.3f}{within}.")
-        if with_intervals and (groups := compared.answers[0].by_group.shape[1]) < FEW_GROUPS:
-            sentences.append(f"With only {groups} {groups_in_words(compared.answers[0])} intervals are too narrow.")
+        if with_intervals:
+            sentences += doubts_of_intervals(compared.answers[0], average)
         return sentences + left_out(cells)
     verdict, table = compared.verdict, compared.table
     rows = cells.loc[compared.cells].reset_index(drop=True)
@@ -678,22 +681,18 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
             f"{cut.sum()} of the {len(rows)} models read only the beginning of many notes, --max_length tokens (Notes "
             "cut), the others nearly all of each: for a fair comparison train them with --long_notes windows."
         )
-    if (groups := compared.answers[0].by_group.shape[1]) < FEW_GROUPS:
-        kind = groups_in_words(compared.answers[0])
-        sentences.append(f"With only {groups} {kind} intervals are too narrow, and tests find more than there is.")
+    sentences += doubts_of_intervals(compared.answers[0], average, ", and tests find more than there is")
     sentences += left_out(cells)
     if hours[verdict.dearest] >= 1.05 * hours[verdict.choice] and verdict.dearest != verdict.best:
         took = times(hours[verdict.dearest], hours[verdict.choice])
         sentences.append(f"The most expensive, {name(verdict.dearest)}, took {took}.")
     found = curves(cells).get(name(verdict.choice))
-    if found is not None and found.train_notes.iloc[-1] > found.train_notes.iloc[-2]:
-        gain = gain_of_doubling(found, f"f1_{average}")
-        fewer, most = found.train_notes.iloc[-2:]
+    gain = None if found is None else gain_of_doubling(found, f"f1_{average}")
+    if gain is not None and not np.isnan(gain[1]):
         brought = "more notes brought it nothing."
-        if gain > 0:
-            brought = f"each doubling brought it {gain:+.3f}: expect no more than that from twice as many again."
-        if not np.isnan(gain):
-            sentences.append(f"From {fewer:,.0f} to {most:,.0f} training notes {brought}")
+        if gain[1] > 0:
+            brought = f"each doubling brought it {gain[1]:+.3f}: expect no more than that from twice as many again."
+        sentences.append(f"From {gain[0]:,} to {found.train_notes.iloc[-1]:,.0f} training notes {brought}")
     if verdict.too_few_notes:
         sentences.append(f"The notes are too few to be sure: it may be worse than the best by {-chosen.gap_low:.3f}.")
     if verdict.notes_needed:
@@ -705,6 +704,18 @@ def verdict_sentences(cells: pd.DataFrame, compared: Compared, average: str) -> 
 def groups_in_words(answers: Answers) -> str:
     alone = answers.by_group.shape[1] == len(set(answers.ids))
     return "test notes" if alone else "groups of test notes (of one patient, document or text)"
+
+
+def doubts_of_intervals(answers: Answers, average: str, more: str = "") -> list[str]:
+    """A sentence on why they are too narrow, if they are."""
+    groups, kind = answers.by_group.shape[1], groups_in_words(answers)
+    if groups < FEW_GROUPS:
+        return [f"With only {groups} {kind} intervals are too narrow{more}."]
+    of_class = answers.groups_of_class[1:] if average == "positive" else answers.groups_of_class
+    least = of_class[of_class > 0].min()
+    if average in ("macro", "positive") and least < FEW_OF_A_CLASS:  # of which a sample may have none, or the same
+        return [f"A class is in only {least} {kind}: intervals are too narrow{more}."]
+    return []
 
 
 def left_out(cells: pd.DataFrame) -> list[str]:
@@ -763,7 +774,7 @@ def describe_runs(results: pd.DataFrame) -> dict[str, str]:
         "Task": f"{first.task}, {len(first.class_names)} classes: {', '.join(first.class_names)}{positive}",
         "Data fingerprint": first.fingerprint,
         **({"Encoders": "; ".join(sorted(encoders))} if encoders else {}),
-        "Folds": distinct(results.num_folds),
+        "Folds": distinct(results.apply(folds_in_words, axis=1)),
         "Seeds": f"initialisation {distinct(results.seed)}; order of the notes {distinct(results.order_seed)}; splits "
         f"{distinct(results.split_seed)}",
         "Hardware": " / ".join(sorted(hardware)),
@@ -771,6 +782,14 @@ def describe_runs(results: pd.DataFrame) -> dict[str, str]:
         "Python": distinct(results.python),
         "Packages": ", ".join(f"{name} {version}" for name, version in sorted(packages)),
     }
+
+
+def folds_in_words(result: pd.Series) -> str:
+    if result.num_folds == result.repeats > 1:
+        return f"the data's own split, {result.repeats} draws of training notes"
+    if result.num_folds > result.repeats > 1:
+        return f"{result.num_folds} ({result.num_folds // result.repeats} drawn {result.repeats} times)"
+    return str(result.num_folds)
 
 
 def span(values: pd.Series) -> str:

@@ -1,7 +1,7 @@
 """Splits and folds that no patient crosses.
 
 Second stage of the pipeline, after data.py: the notes' own splits where the data gives them, stratified group folds
-elsewhere. Every model of a comparison sees the same splits: they depend on the notes and `--split_seed` alone.
+elsewhere. Every model of a comparison sees the same splits: they depend on the notes and on DataArguments alone.
 """
 
 import hashlib

@@ -99,7 +99,7 @@ def test_predictions_that_cannot_be_read_are_named_and_left_out(runs, evaluate):
     write_three_models(runs)
     (runs / "drbert" / "fold-1" / "predictions.parquet").write_text("le patient tousse")
     code, printed, complaints, rows = evaluate()
-    assert code == 1 and "left out: statistics of drbert: no usable predictions" in complaints
+    assert code == 1 and "left out: statistics of drbert: no usable predictions in drbert/fold-1 (Arrow" in complaints
     assert "le patient" not in complaints
     assert len(rows) == 3 and "Deploy tfidf" in printed and "drbert (0." not in printed
 

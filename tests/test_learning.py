@@ -36,8 +36,11 @@ def test_curves_cross_where_the_differences_do_in_the_logarithm_of_notes():
 
 
 def test_gain_of_doubling_is_the_slope_at_the_end():
-    assert gain_of_doubling(curve(n10=0.1, n100=0.80, n400=0.86), "f1") == pytest.approx(0.03)
-    assert gain_of_doubling(curve(n100=0.80, n200=0.78), "f1") == pytest.approx(-0.02)
+    assert gain_of_doubling(curve(n10=0.1, n100=0.80, n400=0.86), "f1") == (100, pytest.approx(0.03))
+    assert gain_of_doubling(curve(n100=0.80, n200=0.78), "f1") == (100, pytest.approx(-0.02))
+    # from 390 to 400 notes chance alone would be a slope
+    assert gain_of_doubling(curve(n10=0.1, n100=0.80, n390=0.90, n400=0.86), "f1") == (100, pytest.approx(0.03))
+    assert gain_of_doubling(curve(n390=0.90, n400=0.86), "f1") is None
 
 
 def test_only_sizes_that_both_have_are_compared():

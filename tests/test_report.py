@@ -337,7 +337,7 @@ def test_other_files(runs, make_report):
     assert set(hard.columns) == {"id", "label", "missed_by", "contradicted_by", "their_answer", "dataset"}
     assert len(hard) and (hard.missed_by > 0.5).all() and hard.id.str.match(r"f\d-\d\d").all()
     tex = (folder / "results.tex").read_text()
-    assert "\\toprule" in tex and "a\\_b\\%" in tex
+    assert tex.startswith("% synthetic\n") and "\\toprule" in tex and "a\\_b\\%" in tex
     assert "Training hours (all folds) &" in tex  # a title in one line, which is a row of LaTeX
     assert (folder / "f1_vs_hours.pdf").read_bytes().startswith(b"%PDF")
 
@@ -496,6 +496,35 @@ def test_few_groups_are_told(runs, make_report, notes, warns, models):
         f"With only {2 * notes} groups of test notes (of one patient, document or text) intervals are too narrow"
     )
     assert (sentence in text) == warns and ("too narrow" in text) == warns
+
+
+@pytest.mark.parametrize(
+    ("rare", "average", "warns"), [(3, "macro", True), (3, "weighted", False), (12, "macro", False)]
+)
+def test_a_class_in_few_groups_is_told(runs, make_report, rare, average, warns):
+    for model in ("tfidf", "drbert"):
+        write_run(runs, model, data__splits__test__notes=60)
+    for path in runs.rglob("predictions.parquet"):
+        predictions = pd.concat([pd.read_parquet(path)] * 3, ignore_index=True)
+        predictions["id"] = predictions["group"] = [f"{path.parent.name}-{number}" for number in range(60)]
+        predictions["label"] = (np.arange(60) < rare) * (path.parent.name == "fold-0")
+        predictions.to_parquet(path)
+    text = (make_report("--average", average) / "results.md").read_text()
+    assert (f"A class is in only {rare} test notes: intervals are too narrow, and tests find more" in text) == warns
+    assert f"F1 is F1 ({average})." in text
+
+
+@pytest.mark.parametrize(
+    ("folds", "repeats", "told"),
+    [
+        (2, 1, "2"),
+        (6, 3, "6 (2 drawn 3 times)"),
+        (3, 3, "the data's own split, 3 draws of training notes"),
+        (1, 3, "1"),
+    ],
+)
+def test_folds_that_were_drawn_several_times_are_told(folds, repeats, told):
+    assert report.folds_in_words(pd.Series({"num_folds": folds, "repeats": repeats})) == told
 
 
 def test_of_one_group_there_is_no_interval(runs, make_report):
