@@ -37,7 +37,8 @@ from transformers import IntervalStrategy, TrainerCallback
 
 from backbones import BackboneError, find_backbone, load_config_and_tokenizer
 from data import DataArguments, DataError, Notes, load_notes
-from machine import available_cores
+from hub import HubError
+from machine import available_cores, memory_ran_out
 from memory import MemoryBudgetError
 from models import TUNINGS, prepare_encoder
 from pretrain import REPORT_FILE, ArgumentError, PretrainArguments, count_held_out
@@ -256,12 +257,13 @@ def main() -> int:
         return complain("standard input is no plan of run_all.sh: five fields a line, with tabs between them")
     try:
         parsed = [parse_arguments(arguments_of(line) + of_train) for line in plan]
+    except (ValueError, OSError, ImportError, HubError) as error:  # as in train.py
+        return complain(error)
+    try:
         args.estimate.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=args.estimate.parent).close()  # known before minutes of probing
     except OSError as error:
         return complain(f"{args.estimate.parent}: cannot be made or written ({error.strerror}); choose another")
-    except ValueError as error:  # ours, and what TrainingArguments object to; no note has been read yet
-        return complain(error)
     try:
         estimates, problems = estimate_all(plan, parsed)
     except (ArgumentError, DataError) as error:
@@ -297,25 +299,29 @@ def reckon_wall_hours(
     """Hours that the grid takes with so many runs at a time, those of encoders' passes among them, and whether runs
     share a GPU.
 
-    An encoder has one pass for all its heads, and a model one pretraining for all sizes of the training part; sizes
-    that begin side by side wait for it side by side. The runs begin in the order of the plan, each when there is a
-    place. A probe had its share of the cores, but the whole of a GPU, which runs side by side divide: their hours are
-    added up.
+    An encoder has one pass for all its heads, and a model one pretraining for all sizes of the training part, for
+    which those that begin beside the first may have to wait until that one is done. The runs begin in the order of the
+    plan, each when there is a place. A probe had its share of the cores, but the whole of a GPU, which runs side by
+    side divide: their hours are added up.
     """
-    places, on_gpus, passes, pretrained, share_a_gpu = [0.0] * jobs, 0.0, {}, {}, False
+    places, on_gpus, passes, pretrained, ready, share_a_gpu = [0.0] * jobs, 0.0, {}, {}, {}, False
     for line, (model_args, _, training_args) in zip(plan, parsed, strict=True):
         known, model = estimates.get(line["run_id"]), line["model"]
         if known is None:
             continue
         on_gpu = model_args.kind != "baseline" and training_args.device.type != "cpu"
         share_a_gpu |= on_gpu and jobs > 1
-        paid = pretrained.get(model, 0.0) if on_gpu or jobs == 1 else 0.0
+        paid = pretrained.get(model, 0.0)
         pretrained[model] = max(paid, known["pretraining_hours"])
-        hours = known["hours"] - min(paid, known["pretraining_hours"])
+        shared = min(paid, known["pretraining_hours"])
+        hours = known["hours"] - shared
         if on_gpu:
             on_gpus += hours
         else:
-            heapq.heapreplace(places, places[0] + hours)  # the place that is free first
+            begin = places[0]  # the place that is free first
+            hours += min(shared, max(0.0, ready.get(model, 0.0) - begin))  # it waits for what is not there yet
+            ready.setdefault(model, begin + hours)
+            heapq.heapreplace(places, begin + hours)
         passes[model] = max(known["feature_hours"], passes.get(model, 0.0))
     of_passes = sum(passes.values())
     return max(places) + on_gpus + of_passes, of_passes, share_a_gpu
@@ -358,9 +364,11 @@ def estimate_all(plan: list[dict], parsed: list[tuple]) -> tuple[dict[str, dict]
             except (BackboneError, DataError, MemoryBudgetError) as error:
                 problems[line["run_id"]] = str(error)
                 continue
-            except torch.OutOfMemoryError:
+            except (MemoryError, RuntimeError) as error:
+                if not memory_ran_out(error):
+                    raise
                 remedy = "; --memory_gb says how much to use" if model_args.kind in ("scratch", "lora", "full") else ""
-                problems[line["run_id"]] = f"the GPU has too little memory free{remedy}"
+                problems[line["run_id"]] = f"there is too little memory free{remedy}"
                 continue
             finally:  # trainers are cycles, and would stay beside the next ones
                 gc.collect()

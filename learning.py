@@ -48,7 +48,7 @@ def gain_of_doubling(curve: pd.DataFrame, score: str) -> tuple[int, float] | Non
         return None
     before = doubled.iloc[-1]
     gain = (last[f"{score}_mean"] - before[f"{score}_mean"]) / np.log2(last.train_notes / before.train_notes)
-    return int(before.train_notes), float(gain)
+    return round(before.train_notes), float(gain)
 
 
 def describe_crossings(cells: pd.DataFrame, average: str) -> list[str]:

@@ -6,8 +6,9 @@ And what makes a CPU faster whatever the model, memory that stays with the proce
 import ctypes
 import os
 import re
+from contextlib import suppress
+from pathlib import Path
 
-import joblib
 import torch
 from safetensors import SafetensorError
 
@@ -17,6 +18,7 @@ BFLOAT16_CUDA_CAPABILITY = (8, 0)
 # Parameters of glibc's mallopt (malloc.h): blocks from this size on come from the kernel one by one and go back when
 # they are freed; of the others so much stays with the process.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of all cores together, in so many
 MOST_BEFORE_2_35 = 2**25  # of M_MMAP_THRESHOLD; older versions of glibc refuse more
 
 
@@ -84,7 +86,11 @@ def what_ran_out(error: Exception) -> str | None:
 
 def available_cores() -> int:
     """Cores that this process may use; fewer than the machine has where a scheduler or a container divides it."""
-    return joblib.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # where nothing limits them there is no such file, or "max" in it
+        quota, period = map(int, CPU_LIMIT.read_text().split())
+        cores = min(cores, -(-quota // period))
+    return cores
 
 
 def keep_to_available_cores():

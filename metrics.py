@@ -154,7 +154,7 @@ class NoteClassificationMetric(evaluate.Metric):
         else:  # rows: true class, columns: predicted class
             scores["confusion_matrix"] = sk.confusion_matrix(labels, predicted, labels=indices).tolist()
         # the same answer for every note, though not all of them want it
-        scores["collapsed"] = bool((predicted == predicted[0]).all() and not (labels == labels[0]).all())
+        scores["collapsed"] = bool((predicted == predicted[0]).all() and not (predicted == labels).all())
         return {
             name: float(score) if isinstance(score, float | np.floating) else score for name, score in scores.items()
         }

@@ -25,6 +25,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -137,11 +138,16 @@ def classify(
     """Logits (notes, classes), in the order of `texts`, and for each note whether it is over `max_length` tokens."""
     network.eval()
     encoded, too_long = tokenize_notes(texts, None, tokenizer, arguments)
-    by_length = np.argsort(encoded["length"], kind="stable")  # batches of similar length waste little on padding
+    # Batches of similar length waste little on padding; the longest come first, since if any is too large it is those.
+    by_length = np.argsort(encoded["length"], kind="stable")[::-1]
     loader = DataLoader(encoded.select(by_length), batch_size, collate_fn=WindowCollator(tokenizer))
-    batches = ({name: tensor.to(network.device) for name, tensor in batch.items()} for batch in loader)
-    logits = torch.cat([network(**batch).logits.float().cpu() for batch in batches])
-    return logits.numpy()[np.argsort(by_length)], too_long
+    logits = []
+    with tqdm(total=len(texts), desc="at most", unit=" notes", disable=None, leave=False) as progress:
+        for batch in loader:
+            batch = {name: tensor.to(network.device) for name, tensor in batch.items()}
+            logits.append(network(**batch).logits.float().cpu())
+            progress.update(len(logits[-1]))
+    return torch.cat(logits).numpy()[np.argsort(by_length)], too_long
 
 
 def label_notes(probabilities: np.ndarray, facts: dict) -> list[str]:

@@ -12,6 +12,8 @@ This file is uploaded with every such model (custom code on the Hub), so it impo
     model = ScratchForSequenceClassification(ScratchConfig(vocab_size=6000, num_labels=2, num_experts=4))
 """
 
+import math
+
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -110,8 +112,10 @@ class SwitchFeedForward(nn.Module):
     real tokens. In evaluation there is no capacity limit, so that a note's logits do not depend on the other notes of
     its batch (ours).
 
-    Every expert has as much room as the fullest one has tokens, rounded up, and the rest of it stays empty, so that
-    all of them are one batched matrix product: on a CPU twice as fast as groups of their own sizes (ours).
+    Every expert has equal room and leaves the rest of it empty, so that all of them are one batched matrix product: on
+    a CPU twice as fast as groups of their own sizes (ours). In training that is what the capacity would be without
+    padding, so that all sizes are functions of (B, T); in evaluation it is what the fullest expert needs, of all
+    tokens if it takes all: then the layer computes E times as much.
 
     Parameters: E (2 H F + F + H) + E H.
     """
@@ -140,23 +144,28 @@ class SwitchFeedForward(nn.Module):
         balance = self.num_experts * (share * mean_probability).sum()
 
         place = (sent.cumsum(dim=0) * sent).sum(dim=1)  # first come first served, counted from 1; of padding 0
+        room = None
         if self.training:
-            capacity = torch.ceil(self.capacity_factor * real.sum() / self.num_experts)
+            room = min(len(tokens), math.ceil(self.capacity_factor * len(tokens) / self.num_experts))
+            capacity = torch.ceil(self.capacity_factor * real.sum() / self.num_experts).clamp(max=room)
             place = place.masked_fill(place > capacity, 0)
-        outputs = self.run_experts(tokens, expert, place)
+        outputs = self.run_experts(tokens, expert, place, room)
         outputs = outputs * gate.unsqueeze(1).to(outputs.dtype)
         return outputs.view(hidden_states.shape), balance
 
-    @torch.compiler.disable  # how much room an expert needs, only the tokens tell
-    def run_experts(self, tokens: torch.Tensor, expert: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    @torch.compiler.disable  # how much room an expert needs in evaluation, only the tokens tell
+    def run_experts(
+        self, tokens: torch.Tensor, expert: torch.Tensor, place: torch.Tensor, room: int | None
+    ) -> torch.Tensor:
         """Each token (N, H) through the feed-forward layer of its expert -> (N, H).
 
         `expert` (N,) is a number below E, `place` (N,) the token's place there, counted from 1. Tokens at place 0 go
-        to no expert; zeros come out for them.
+        to no expert; zeros come out for them. `room`: the largest place that there may be; None: looked up.
         """
         count, device = len(tokens), tokens.device
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else tokens.dtype
-        room = -(-int(place.max()) // ROW_STEP) * ROW_STEP
+        if room is None:
+            room = -(-int(place.max()) // ROW_STEP) * ROW_STEP
         rows = self.num_experts * room
         # (N,): where each token goes; those that no expert takes to one row behind the last
         row = torch.where(place > 0, expert * room + place - 1, rows)

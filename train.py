@@ -212,12 +212,12 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[ModelArguments, Data
 
 def repository_of(training_args: TrainingArguments) -> str:
     """What the Hub, which takes no two hyphens in a row, is to call the model."""
-    return training_args.hub_model_id or re.sub("-+", "-", name_of_run(Path(training_args.output_dir)))
+    return training_args.hub_model_id or re.sub("-+", "-", own_name(training_args.output_dir))
 
 
-def name_of_run(output: Path) -> str:
-    """Of the folder, however it is written."""
-    return Path(os.path.abspath(output)).name
+def own_name(path: Path | str) -> str:
+    """The last part of a path however it is written, as "." for the folder where one is; of a link its own."""
+    return Path(os.path.abspath(path)).name
 
 
 def check_numbers(model_args: ModelArguments, training_args: TrainingArguments):
@@ -672,11 +672,11 @@ def describe_run(model_args: ModelArguments, data_args: DataArguments, output: P
     has_head = model_args.kind in TUNINGS
     path = Path(os.path.expanduser(data_args.dataset))
     return {
-        "run_id": name_of_run(output),
+        "run_id": own_name(output),
         "model": model_args.name,
         "head": model_args.head if has_head else None,
         "tuning": model_args.tuning if has_head else None,
-        "dataset": path.resolve().name if os.path.exists(path) else data_args.dataset,
+        "dataset": own_name(path) if os.path.exists(path) else data_args.dataset,
         "train_size": data_args.train_size,
     }
 

@@ -241,7 +241,7 @@ def test_a_run_that_the_gpu_has_no_room_for_leaves_the_others(run_command, notes
     plan = [(name, name, "-", "-", "-") for name in ("moe-transformer", "transformer")]
     status, printed, _, content = run_command(plan, "--dataset", notes_file, "--folds", 2, "--use_cpu")
     assert status == 0 and [*content["runs"]] == ["transformer"]
-    assert "moe-transformer" in printed and "the GPU has too little memory free; --memory_gb" in printed
+    assert "moe-transformer" in printed and "there is too little memory free; --memory_gb" in printed
 
 
 def reckon(estimates, plan, jobs, device="cpu", monkeypatch=None):
@@ -274,7 +274,9 @@ def test_what_runs_share_is_paid_once(encoder_folder):
     known = {"whole": hours(5.0, 0.0, 3.0), "n20": hours(4.0, 0.0, 3.0)}  # a pretraining for both sizes
     plan = [(name, "transformer-pretrained", "-", "-", size) for name, size in (("whole", "-"), ("n20", "20"))]
     assert reckon(known, plan, 1)[0] == 5.0 + 4.0 - 3.0
-    assert reckon({**known, "n20": hours(6.0, 0.0, 3.0)}, plan, 2)[0] == 6.0  # the second size waits for the first
+    known |= {"n20": hours(6.0, 0.0, 3.0), "n40": hours(4.0, 0.0, 3.0)}
+    assert reckon(known, plan, 2)[0] == 6.0  # the second size waits for the first
+    assert reckon(known, [*plan, ("n40", "transformer-pretrained", "-", "-", "40")], 2)[0] == 5.0 + 4.0 - 3.0
     known = {"a": hours(1.0, 0.5), "b": hours(2.0, 0.5)}  # a pass for both heads
     plan = [("a", str(encoder_folder), "grn", "frozen", "-"), ("b", str(encoder_folder), "linear", "frozen", "-")]
     assert reckon(known, plan, 1)[:2] == (3.5, 0.5)

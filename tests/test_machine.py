@@ -1,6 +1,7 @@
 """The choice of precision from what the machine says it has, and the line that tells the user."""
 
 import ctypes
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -59,13 +60,24 @@ def test_the_line_says_what_computes_and_in_which_precision(machine):
 
 
 @pytest.mark.parametrize(
+    ("limit", "cores"), [(None, 8), ("max 100000\n", 8), ("350000 100000\n", 4), ("9900000 100000\n", 8)]
+)
+def test_a_container_may_use_fewer_cores_than_it_sees(monkeypatch, tmp_path, limit, cores):
+    monkeypatch.setattr("machine.CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(limit)
+    assert available_cores() == cores
+
+
+@pytest.mark.parametrize(
     ("threads", "cores", "given", "expected"), [(64, 4, None, [4]), (64, 4, "64", []), (2, 4, None, [2])]
 )
 def test_no_more_threads_than_a_container_may_use(monkeypatch, threads, cores, given, expected):
     told = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr(torch, "set_num_threads", told.append)
-    monkeypatch.setattr("machine.joblib.cpu_count", lambda: cores)
+    monkeypatch.setattr("machine.available_cores", lambda: cores)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)

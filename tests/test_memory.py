@@ -69,8 +69,9 @@ def test_live_bytes_by_hand():
     assert max(live.after_each_operation) >= 3 * 50 * 200 * FLOAT + 200 * 10 * FLOAT
 
 
-def test_peak_of_a_larger_micro_batch_is_extrapolated_from_two_and_three_notes():
-    model = scratch()
+@pytest.mark.parametrize("experts", [0, 4])
+def test_peak_of_a_larger_micro_batch_is_extrapolated_from_two_and_three_notes(experts):
+    model = scratch(num_experts=experts)
     needed_bytes = measure_need(model, make_batch, None, checkpointing=False, state=state_bytes(model))
     model.train()
     model.zero_grad()

@@ -161,6 +161,7 @@ def test_undefined_ranking_is_none(task, labels):
         ("binary", positives(0.7, 0.8, 0.9), [1, 0, 1], True),
         ("binary", positives(0.7, 0.8, 0.4), [1, 0, 1], False),
         ("binary", positives(0.7, 0.8, 0.9), [1, 1, 1], False),  # as they want it
+        ("binary", positives(0.7, 0.8, 0.9), [0, 0, 0], True),
         ("binary", positives(0.2, 0.3, 0.4), [1, 1, 0], True),
         ("multi-class", [[0.1, 0.5, 0.4], [0.2, 0.6, 0.2]], [0, 1], True),
         ("multi-label", [[0.9, 0.1], [0.8, 0.2]], [[1, 0], [0, 1]], True),

@@ -69,7 +69,8 @@ def route_one_by_one(layer, hidden_states, mask, capacity):
 def test_experts_agree_with_routing_one_token_at_a_time(training, rows):
     layer = switch_layer(capacity_factor=0.8).train(training)
     torch.manual_seed(1)
-    hidden_states, mask = torch.randn(rows, 7, 16), torch.ones(rows, 7, dtype=torch.long)
+    hidden_states = torch.randn(rows, 7, 16, requires_grad=True)
+    mask = torch.ones(rows, 7, dtype=torch.long)
     mask[1, 4:] = 0
     real = rows * 7 - 3
     capacity = math.ceil(0.8 * real / 3) if training else real
@@ -79,6 +80,18 @@ def test_experts_agree_with_routing_one_token_at_a_time(training, rows):
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loss, balance)
     assert (output[1, 4:] == 0).all()
+    wanted = torch.randn_like(output)
+    parameters = [hidden_states, *layer.parameters()]
+    ours, theirs = (torch.autograd.grad((each * wanted).sum(), parameters) for each in (output, expected))
+    for gradient, of_reference in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, of_reference, rtol=1e-4, atol=1e-4)
+    assert (ours[0][1, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_padding_alone_goes_to_no_expert(training):
+    output, _ = switch_layer().train(training)(torch.randn(2, 5, 16), torch.zeros(2, 5, dtype=torch.long))
+    assert output.shape == (2, 5, 16) and (output == 0).all()
 
 
 def test_balanced_routing_has_the_least_loss():

@@ -762,6 +762,9 @@ def test_folders_have_the_same_name_however_they_are_written(notes_file, tmp_pat
     for dataset, output in ((".", "."), ("../" + notes_file.parent.name, f"../{notes_file.parent.name}/")):
         described = train.describe_run(*train.parse_arguments(arguments(dataset, output))[:2], Path(output))
         assert described["dataset"] == described["run_id"] == notes_file.parent.name
+    link = notes_file.with_name("cohort.csv")  # as tools that version data make them, to files named by a hash
+    link.symlink_to(notes_file)
+    assert train.describe_run(*train.parse_arguments(arguments(link, "out"))[:2], Path("out"))["dataset"] == link.name
 
 
 @pytest.mark.parametrize("tuning", ["frozen", "full"])
