@@ -723,6 +723,8 @@ class MaskedLanguageModelTrainer(ObedientTrainer):
         A few others are added so that their number is a multiple of ROW_STEP: see there.
         """
         labels = inputs["labels"].flatten()
+        if model.training and (labels == -100).all():  # of a short block chance may mask none, and none have no mean
+            labels = torch.cat([inputs["input_ids"].flatten()[:1], labels[1:]])
         is_masked = labels != -100
         masked, others = is_masked.nonzero().squeeze(1), (~is_masked).nonzero().squeeze(1)
         rows = torch.cat([masked, others[: -len(masked) % ROW_STEP]])

@@ -4,7 +4,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # of several GPUs one, as batches and refusals are expected
+# of several GPUs, which a scheduler may have named, one, as batches and refusals are expected
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 import random
 from pathlib import Path
@@ -18,6 +19,7 @@ from tokenization import train_tokenizer
 
 torch.set_num_threads(1)  # pytest-xdist runs a process for each core
 os.environ["OMP_NUM_THREADS"] = "1"  # of what a test starts
+os.umask(0o022)  # the usual one: under a stricter the modes of files would be right by themselves
 
 FINDINGS = {
     "failure": ["FEVG à 25 %", "œdèmes des chevilles", "galop à l’auscultation", "hépatomégalie", "milrinone débutée"],

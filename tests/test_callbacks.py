@@ -40,15 +40,17 @@ def test_training_stops_after_the_epoch(epoch, stops):
     assert resumed.should_training_stop == stops
 
 
-def test_the_line_of_an_epoch_after_a_resume(tmp_path, caplog):
+@pytest.mark.parametrize("length", [dict(num_train_epochs=4), dict(max_steps=40)])
+def test_the_line_of_an_epoch_after_a_resume(tmp_path, caplog, length):
     """With --eval_on_start the first look comes before anything was trained, of which no time can be told."""
     caplog.set_level(logging.INFO)
-    given = TrainingArguments(output_dir=str(tmp_path), num_train_epochs=4, metric_for_best_model="f1")
-    line, state = EpochLine(), TrainerState(epoch=2.0, global_step=20, max_steps=40, is_world_process_zero=True)
+    given = TrainingArguments(output_dir=str(tmp_path), metric_for_best_model="f1", **length)
+    state = TrainerState(epoch=2.0, global_step=20, max_steps=40, num_train_epochs=4, is_world_process_zero=True)
+    line = EpochLine()
     line.on_train_begin(given, state, None)
     line.on_evaluate(given, state, None, metrics={"eval_f1": 0.5})
     assert not caplog.text
-    state.epoch, line.started = 3.0, line.started - 600
+    state.epoch, state.global_step, line.started = 3.0, 30, line.started - 600
     line.on_evaluate(given, state, None, metrics={"eval_f1": 0.5})
     assert re.search(r"epoch 3/4  loss -  validation f1 0.5000  60\d\.\d s an epoch, at most 10\.\d min", caplog.text)
 

@@ -169,7 +169,7 @@ def test_a_path_that_cannot_be_looked_at():
 
 def test_a_damaged_record_is_named_by_its_line(tmp_path):
     path = tmp_path / "notes.csv"
-    path.write_text(f'text,label\n"{MARKER}\n\ntousse",1\n"{MARKER}",0\n{MARKER}, fièvre,0\n')
+    path.write_text(f'text,label\n"{MARKER}\n\ntousse",1\n"{MARKER}",0\n{MARKER}, fièvre,0\n', encoding="utf-8")
     with pytest.raises(DataError, match=r"is not a readable csv file \(line 6\)") as caught:
         load(path)
     assert_says_nothing(caught.value)
@@ -188,7 +188,7 @@ def test_the_byte_that_is_no_utf8_is_counted_from_the_beginning(tmp_path):
 def hub(monkeypatch, **splits):
     """A Hub data set of these splits, whose label is a class index with names."""
     features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["healthy", "ill", "unclear"])}
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["ill", "healthy", "unclear"])}
     )
     parts = {
         split: datasets.Dataset.from_dict(
@@ -208,7 +208,7 @@ def test_hub_unreachable_is_one_line():
 def test_hub_names_its_classes(monkeypatch):
     hub(monkeypatch, train=[2, 0, 1, 1])
     notes = load("someone/notes")
-    assert notes.class_names == ["healthy", "ill", "unclear"]  # the order declared, not the alphabet's by chance
+    assert notes.class_names == ["ill", "healthy", "unclear"]  # the order declared, not the alphabet's by chance
     assert notes.labels.tolist() == [2, 0, 1, 1]
     assert notes.given_splits is None
 
@@ -243,8 +243,8 @@ def test_hub_hidden_lists_of_labels_are_not_the_last_class(monkeypatch):
 def test_a_declared_class_without_notes_is_left_out(monkeypatch, caplog):
     hub(monkeypatch, train=[2, 0, 0, 0], test=[0, 2])
     notes = load("someone/notes")
-    assert notes.class_names == ["healthy", "unclear"] and notes.labels.tolist() == [1, 0, 0, 0, 0, 1]
-    assert "Column label: no note has the class ill; left out" in caplog.text
+    assert notes.class_names == ["ill", "unclear"] and notes.labels.tolist() == [1, 0, 0, 0, 0, 1]
+    assert "Column label: no note has the class healthy; left out" in caplog.text
 
 
 def test_hub_unknown_split(monkeypatch):
@@ -529,6 +529,13 @@ def test_notes_are_not_taken_for_labels(write, caplog, options):
         load(path, **options)
     assert_says_nothing(caught.value)
     assert MARKER not in caplog.text
+
+
+def test_short_notes_are_not_taken_for_labels(write, caplog):
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(DataError, match="--label_column text: holds text, not labels"):
+        load(write(TABLE), label_column="text")
+    assert "Toux" not in caplog.text
 
 
 def test_empty_and_non_text_notes(write):

@@ -177,6 +177,12 @@ def test_impossible_budget_says_what_is_needed_and_what_to_do(encoder_folder):
     assert "\n" not in str(error.value)
 
 
+def test_what_is_needed_at_least_is_of_one_note_at_a_time(encoder_folder, monkeypatch):
+    monkeypatch.setattr("memory.measure_need", lambda *given: lambda micro_batch, accumulation: micro_batch * 3e9)
+    with pytest.raises(MemoryBudgetError, match="training needs 3.00 GB at least"):
+        plan_memory(encoder(encoder_folder), make_batch, 8, 1, 0.5, None)
+
+
 def test_a_model_whose_operations_depend_on_the_notes_is_refused():
     class OneByOne(nn.Module):
         def __init__(self):

@@ -52,6 +52,10 @@ def padded_batch() -> dict[str, torch.Tensor]:
 def test_suited_to_the_cpu_it_computes_the_same(model):
     suited = copy.deepcopy(model.eval())
     suit_cpu(suited)
+    before, after = (each.encoder.config for each in (model, suited))
+    assert after._attn_implementation == {"sdpa": "written-out"}.get(*[before._attn_implementation] * 2)
+    # with dropout in it attention would be the library's
+    assert getattr(after, "attention_probs_dropout_prob", getattr(after, "attention_dropout", None)) == 0.0
     batch = padded_batch()
     for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 0.02)):
         for gradient in (True, False):  # attention written out, and not

@@ -1,6 +1,7 @@
 """Pretraining end to end on invented sentences: what it learns, what it leaves behind, what it refuses."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    DataCollatorForLanguageModeling,
     MobileBertConfig,
     ModernBertConfig,
     XLNetConfig,
@@ -238,8 +240,12 @@ def test_checkpoints_of_another_trainer_are_no_leave_to_overwrite(text_file, tmp
     assert (tmp_path / "checkpoints" / "checkpoint-5").is_dir()
 
 
-def test_a_training_that_diverged_is_one_line(text_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pretrain, "LARGEST_LOSS", 0.1)
+@pytest.mark.parametrize("loss", [pretrain.LARGEST_LOSS, float("nan")])
+def test_a_training_that_diverged_is_one_line(text_file, tmp_path, monkeypatch, capsys, loss):
+    def evaluate(trainer, *args, **kwargs):
+        return {"eval_loss": loss if trainer.state.global_step else 9.0}
+
+    monkeypatch.setattr(pretrain.MaskedLanguageModelTrainer, "evaluate", evaluate)
     options = ["--architecture", "bert", "--unlabeled", text_file, "--output_dir", tmp_path, "--max_steps", 1]
     assert run(*TINY, *options) == 1
     assert ": training diverged; give a lower --learning_rate" in capsys.readouterr().err
@@ -313,13 +319,37 @@ def test_scores_at_masked_tokens_alone_give_the_same_loss(camembert, tmp_path):
         model=model, args=pretrain.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     )
     torch.manual_seed(0)
-    input_ids = torch.randint(5, model.config.vocab_size, (3, 20))
-    labels = input_ids.masked_fill(torch.rand(3, 20) > 0.3, -100)
+    input_ids = torch.randint(5, model.config.vocab_size, (8, 30))
+    labels = input_ids.masked_fill(torch.rand(8, 30) > 0.3, -100)
     inputs = {"input_ids": input_ids, "labels": labels}
     loss, outputs = trainer.compute_loss(model, inputs, return_outputs=True)
     assert loss.item() == pytest.approx(model(**inputs).loss.item(), rel=1e-5)
-    # as many others as make the rows a multiple of 64, or all there are
-    assert int((labels != -100).sum()) < 60 and outputs.logits.shape == (60, model.config.vocab_size)
+    # and of as many others as make the rows a multiple of 64
+    masked = int((labels != -100).sum())
+    assert masked % 64 and outputs.logits.shape == (64 * math.ceil(masked / 64), model.config.vocab_size)
+    assert len(outputs.logits) < 8 * 30
+    nothing = inputs | {"labels": torch.full_like(labels, -100)}  # as chance may mask of a short block
+    assert trainer.compute_loss(model.train(), nothing).isfinite()
+
+
+def test_a_look_at_held_out_text_leaves_the_random_numbers_of_training(camembert, tmp_path):
+    model = AutoModelForMaskedLM.from_pretrained(camembert[0])
+    tokenizer = AutoTokenizer.from_pretrained(camembert[0])
+    arguments = pretrain.TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False, disable_tqdm=True
+    )
+    trainer = pretrain.MaskedLanguageModelTrainer(
+        model=model,
+        args=arguments,
+        data_collator=DataCollatorForLanguageModeling(tokenizer),
+        eval_dataset=pretrain.pack_blocks(invent_texts()[:20], tokenizer, 30),
+    )
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    first = trainer.evaluate()["eval_loss"]
+    assert torch.equal(torch.rand(4), expected)
+    assert trainer.evaluate()["eval_loss"] == first  # the same tokens masked
 
 
 WATCHED = """

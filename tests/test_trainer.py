@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+import pretrain
 import trainer
 from baseline import Settings, TfidfClassifier
 from batches import tokenize_notes
@@ -54,6 +55,51 @@ def test_two_halves_give_the_weighted_loss_of_the_whole():
     logits, labels, weights = torch.randn(8, 3), torch.arange(8) % 3, torch.tensor([0.3, 1.0, 4.0])
     halves = [weighted_loss(logits[part], labels[part], weights) for part in (slice(0, 4), slice(4, 8))]
     torch.testing.assert_close(sum(halves) / 2, weighted_loss(logits, labels, weights))
+
+
+def test_the_loss_weighs_smooths_and_keeps_experts_evenly_used(tmp_path):
+    sizes = dict(vocab_size=40, hidden_size=16, num_attention_heads=2, intermediate_size=32, dropout=0.0)
+    model = ScratchForSequenceClassification(ScratchConfig(**sizes, num_labels=2, num_experts=2)).train()
+    weights, labels = torch.tensor([0.5, 3.0]), torch.tensor([0, 1, 1, 0])
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, label_smoothing_factor=0.1)
+    its = NoteTrainer(model=model, args=arguments, class_weights=weights)
+    its.notes_in_step = 4
+    inputs = {"input_ids": torch.randint(5, 40, (4, 12)), "labels": labels}
+    loss, outputs = its.compute_loss(model, inputs, return_outputs=True)
+    each = F.cross_entropy(outputs.logits, labels, reduction="none", label_smoothing=0.1)
+    assert outputs["auxiliary_loss"] > 0
+    torch.testing.assert_close(loss, (each * weights[labels]).mean() + outputs["auxiliary_loss"])
+
+
+@pytest.mark.parametrize("asked", ["balanced", "none"])
+def test_classes_weigh_as_asked(notes_file, tmp_path, monkeypatch, asked):
+    told = []
+
+    def watched(logits, labels, class_weights, *more):
+        told.append(class_weights)
+        return weighted_loss(logits, labels, class_weights, *more)
+
+    monkeypatch.setattr(trainer, "weighted_loss", watched)
+    run, split = run_for(notes_file, tmp_path, "--max_steps", "1", "--class_weights", asked)
+    train_network(run, split, 0, tmp_path / "fold")
+    if asked == "none":
+        assert told and told == [None] * len(told)
+    else:  # a third of the notes is positive
+        rare, common = max(told[0].tolist()), min(told[0].tolist())
+        assert 1.5 < rare / common < 2.5
+
+
+def test_many_epochs_are_looked_at_as_often_as_few(notes_file, tmp_path):
+    looked = []
+
+    class Watch(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            looked.append(state.epoch)
+
+    run, split = run_for(notes_file, tmp_path, "--min_steps", "16", "--early_stopping_patience", "0")
+    train_network(run, split, 0, tmp_path / "fold", callbacks=[Watch()])
+    epochs = epochs_to_train(run.model_args, run.training_args, len(split.train))
+    assert epochs > 2 and looked == [epochs / 2, epochs]
 
 
 def weights_after_training(tmp_path, notes, batch_size, accumulation):
@@ -217,9 +263,7 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
         ("--model transformer --label_smoothing_factor 1.5", "--label_smoothing_factor 1.5: give 0, or more but less"),
         ("--model transformer --adam_beta2 1", "--adam_beta2 1: give 0, or more but less than 1"),
         ("--model transformer --weight_decay -0.1", "--weight_decay -0.1: give 0 or more"),
-        ("--model drbert --optim adamw_8bit", "--optim adamw_8bit: You need to install `bitsandbytes`"),
         ("--model drbert --optim_args x", "--optim adamw_torch_fused with --optim_args x: not enough values"),
-        ("--model tfidf --optim grokadamw", "--optim grokadamw: Please install grokadamw"),
         (
             "--model transformer --eval_strategy steps --save_strategy steps --eval_steps 50 --save_steps 100",
             "--eval_steps 50 and --save_steps 100: give the same",
@@ -230,6 +274,15 @@ def test_muon_has_the_layers_and_a_learning_rate_of_its_own(notes_file, tmp_path
 def test_what_cannot_be_is_refused_before_a_note_is_read(notes_file, options, message):
     with pytest.raises(ArgumentError, match=message):
         parse_arguments(["--dataset", str(notes_file), *options.split()])
+
+
+def test_an_optimizer_that_is_not_installed_is_told_before_a_note_is_read(notes_file, monkeypatch):
+    def lacks(arguments):
+        raise ImportError("Please install x")
+
+    monkeypatch.setattr(pretrain.Trainer, "get_optimizer_cls_and_kwargs", lacks)
+    with pytest.raises(ArgumentError, match="--optim adamw_8bit: Please install x"):
+        parse_arguments(["--dataset", str(notes_file), "--model", "drbert", "--optim", "adamw_8bit"])
 
 
 def test_a_configuration_of_accelerate_does_not_say_the_precision(notes_file, monkeypatch):
