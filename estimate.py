@@ -1,7 +1,8 @@
 """How long a grid will take, before it runs: a short probe of each kind of run, scaled to all notes, folds and epochs.
 
-    bash run_all.sh --dataset notes.csv --dry-run
-    python estimate.py --jobs 2 --dataset notes.csv --keep_model False < runs/plan.tsv    # of a grid that has begun
+    bash run_all.sh --dataset notes.csv --group_column patient --dry-run
+    # of a grid that has begun
+    python estimate.py --jobs 2 --dataset notes.csv --group_column patient --keep_model False < runs/plan.tsv
 
 The probe is the real thing on a few notes, spread evenly over labels and lengths: the same model, Trainer, batches
 and precision, with the seconds of training, of evaluation and of writing a checkpoint counted apart, because they grow

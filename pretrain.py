@@ -1,7 +1,7 @@
 """Pretrain a small encoder on notes by masked-language modelling, or continue the pretraining of an existing one.
 
-    python pretrain.py --architecture transformer --dataset notes.csv --unlabeled archive/ --output_dir models/ours
-    python pretrain.py --model drbert --unlabeled archive/ --dataset notes.csv --output_dir models/drbert-ours
+    python pretrain.py --architecture transformer --dataset notes.csv --group_column patient --unlabeled letters.csv
+    python pretrain.py --model drbert --dataset notes.csv --group_column patient --unlabeled letters.csv
 
 The folder that it writes is what train.py takes as --model. `train.py --model transformer-pretrained` calls the same
 functions by itself, for each fold. Of a data set with given splits, which must have a validation part, the training

@@ -2,8 +2,8 @@
 # The whole comparison, one command: every model on the same folds of the same notes, then the table.
 #
 #   bash run_all.sh --demo                              # built-in notes, mini encoders, no network: ten to twenty minutes
-#   bash run_all.sh --dataset notes.csv                 # everything, 51 runs: days on two cores (see --dry-run)
-#   bash run_all.sh --dataset notes.csv --tuning frozen --jobs 2 --group_column patient
+#   bash run_all.sh --dataset notes.csv --group_column patient                   # 51 runs: days on two cores (--dry-run)
+#   bash run_all.sh --dataset notes.csv --group_column patient --tuning frozen   # 21 of them: hours
 #
 #   --dataset D        as for train.py (default: synthetic)         --models a,b   only these models
 #   --heads a,b        only these structures                        --tuning a,b   only these of frozen, lora, full
