@@ -4,16 +4,21 @@
 
 Takes any model folder that train.py left, or a Hub id of one that it pushed, and writes one row a note: `id`;
 `predicted` (of two classes by the tuned threshold, of several the most probable, of labels all past theirs, joined
-by `|`); and `probability_CLASS` for each class. Never the text, and never over a file that is there.
+by `|`); and `probability_CLASS` for each class. Never the text, and never over a file that is there. Many notes are
+predicted a part at a time: a command that was killed goes on, when it is given again, where it was.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import os
+import shutil
 import sys
+import time
 import traceback
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -21,11 +26,11 @@ from zipfile import BadZipFile
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -37,7 +42,7 @@ from transformers.utils import logging as transformers_logging
 # These two register their models with the Auto classes: no remote code is run to load our own.
 import heads  # noqa: F401
 import scratch_model  # noqa: F401
-from backbones import is_of_tokenizers, knows_words
+from backbones import Backbone, encoder_fingerprint, is_of_tokenizers, knows_words
 from baseline import TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import READERS, DataArguments, DataError, read_unlabeled
@@ -48,6 +53,10 @@ from results import MODEL_FACTS, RESULT_FILE, SCHEMA_VERSION
 logger = logging.getLogger("predict")
 
 DAMAGE = (OSError, ValueError, TypeError, KeyError, SafetensorError, BadZipFile)  # what reading a model ends in
+
+
+PART_NOTES = 500  # predicted at a time: batches of like length are found among so many
+SECONDS_A_LINE = 30
 
 
 class ModelError(ValueError):
@@ -97,19 +106,21 @@ def check_threshold(threshold: float, task: str) -> float:
     return threshold
 
 
-def predict_probabilities(
-    model: str, revision: str | None, facts: dict, texts: list[str], batch_size: int
-) -> np.ndarray:
-    """Probabilities (notes, classes), in the order of `texts`."""
+def load_model(model: str, revision: str | None, facts: dict, batch_size: int) -> tuple[Callable, str]:
+    """What makes of texts their probabilities (notes, classes), and whether each was over `max_length` tokens; and
+    what tells this model from any other."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
         if facts["kind"] == "baseline":
             classifier = TfidfClassifier.load(Path(model), facts["task"], facts["class_names"])
+            network = None
         else:
             network = AutoModelForSequenceClassification.from_pretrained(model, revision=revision).to(device)
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
             if tokenizer.pad_token_id is None or not knows_words(tokenizer):
                 raise ValueError("half a tokenizer")
+        of_hub = None if network is None else getattr(network.config, "_commit_hash", None)
+        fingerprint = encoder_fingerprint(Backbone(model, of_hub))
     except Exception as error:
         if not isinstance(error, DAMAGE) and not is_of_tokenizers(error):
             raise
@@ -117,14 +128,63 @@ def predict_probabilities(
             f"{model}: files of it are missing or damaged ({type(error).__name__}); copy the whole folder again, or "
             "see to the network if it is on the Hub."
         ) from error
-    if facts["kind"] == "baseline":
-        return classifier.predict_probabilities(texts)
     arguments = replace(
         DataArguments(), **{name: facts[name] for name in ("max_length", "long_notes", "window_stride")}
     )
-    logits, too_long = classify(network, tokenizer, texts, arguments, batch_size)
-    logger.info("%d notes, %d of them over %d tokens", len(texts), too_long.sum(), arguments.max_length)
-    return probabilities_from_logits(logits, facts["task"])
+
+    def predict(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        if network is None:
+            return classifier.predict_probabilities(texts), np.zeros(len(texts), dtype=bool)
+        logits, too_long = classify(network, tokenizer, texts, arguments, batch_size)
+        return probabilities_from_logits(logits, facts["task"]), too_long
+
+    return predict, fingerprint
+
+
+def predict_in_parts(predict: Callable, texts: list[str], folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What `predict` says of all the texts, PART_NOTES at a time; parts that are in `folder` by now are not predicted
+    again, and the others are left there."""
+    parts, begun, told, predicted = [], time.perf_counter(), time.perf_counter(), 0
+    for start in range(0, len(texts), PART_NOTES):
+        path, of_part = folder / f"{start}.npz", texts[start : start + PART_NOTES]
+        with suppress(*DAMAGE):  # not there yet, or of a machine that lost its power
+            with np.load(path) as kept:
+                parts.append((kept["probabilities"], kept["too_long"]))
+            continue
+        parts.append(predict(of_part))
+        partial = path.with_suffix(".partial.npz")
+        np.savez(partial, probabilities=parts[-1][0], too_long=parts[-1][1])
+        os.replace(partial, path)
+        predicted, now = predicted + len(of_part), time.perf_counter()
+        if now - told >= SECONDS_A_LINE:
+            told, left = now, (now - begun) / predicted * (len(texts) - start - len(of_part))
+            logger.info("  %d of %d notes, about %.1f min left", start + len(of_part), len(texts), left / 60)
+    return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+
+
+@contextmanager
+def parts_folder(output: Path, key: str) -> Iterator[Path]:
+    """The folder beside `output` where the parts of these predictions are kept, for its owner alone, until all of them
+    are there and written.
+
+    Raises:
+        DataError: it cannot be written, or another process is at work in it.
+    """
+    folder = output.with_name(f"{output.name}.{key}.parts")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with FileLock(folder / ".lock", blocking=False):
+            try:
+                yield folder
+            except BaseException:
+                if not any(folder.glob("*.npz")):  # nothing to go on from
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+    except Timeout:
+        raise DataError(f"--output {output}: another command is predicting the same; wait for it.") from None
+    except OSError as error:
+        raise DataError(f"--output {output}: cannot be written ({error.strerror}); choose another place.") from error
 
 
 @torch.inference_mode()
@@ -141,13 +201,9 @@ def classify(
     # Batches of similar length waste little on padding; the longest come first, since if any is too large it is those.
     by_length = np.argsort(encoded["length"], kind="stable")[::-1]
     loader = DataLoader(encoded.select(by_length), batch_size, collate_fn=WindowCollator(tokenizer))
-    logits = []
-    with tqdm(total=len(texts), desc="at most", unit=" notes", disable=None, leave=False) as progress:
-        for batch in loader:
-            batch = {name: tensor.to(network.device) for name, tensor in batch.items()}
-            logits.append(network(**batch).logits.float().cpu())
-            progress.update(len(logits[-1]))
-    return torch.cat(logits).numpy()[np.argsort(by_length)], too_long
+    batches = ({name: tensor.to(network.device) for name, tensor in batch.items()} for batch in loader)
+    logits = torch.cat([network(**batch).logits.float().cpu() for batch in batches])
+    return logits.numpy()[np.argsort(by_length)], too_long
 
 
 def label_notes(probabilities: np.ndarray, facts: dict) -> list[str]:
@@ -223,29 +279,30 @@ def main(argv: list[str] | None = None) -> int:
         )
         notes = read_unlabeled(asked)
         try:
-            probabilities = predict_probabilities(
-                arguments.model, arguments.model_revision, facts, notes.texts, arguments.batch_size
-            )
+            predict, of_model = load_model(arguments.model, arguments.model_revision, facts, arguments.batch_size)
+            key = hashlib.sha256(json.dumps([of_model, notes.fingerprint()]).encode()).hexdigest()[:16]
+            with parts_folder(output, key) as folder:
+                probabilities, too_long = predict_in_parts(predict, notes.texts, folder)
+                columns = {"id": notes.ids, "predicted": label_notes(probabilities, facts)}
+                for name, column in zip(facts["class_names"], probabilities.T, strict=True):
+                    columns[f"probability_{name}"] = column
+                write_csv(pd.DataFrame(columns), output)
         except (MemoryError, RuntimeError) as error:
             if not memory_ran_out(error):
                 raise
             raise DataError(f"--batch_size {arguments.batch_size}: out of memory; give a smaller one.") from None
-        columns = {"id": notes.ids, "predicted": label_notes(probabilities, facts)}
-        columns |= {
-            f"probability_{name}": column for name, column in zip(facts["class_names"], probabilities.T, strict=True)
-        }
-        write_csv(pd.DataFrame(columns), output)
     except (DataError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: given again, the same command goes on from here", file=sys.stderr)
         return 130
     except Exception as error:  # its message may quote a note: only the frames and the type are shown, as in train.py
         print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)
         print(f"error: {type(error).__name__} (message withheld: it may quote a note)", file=sys.stderr)
         return 1
-    logger.info("%d notes: %s", len(notes), output)
+    of_long = f", {too_long.sum()} of them over {facts['max_length']} tokens" if too_long.any() else ""
+    logger.info("%d notes%s: %s", len(notes), of_long, output)
     return 0
 
 

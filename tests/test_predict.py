@@ -1,6 +1,8 @@
 """Prediction: the same probabilities as in training, note by note, and clear errors."""
 
 import json
+import logging
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -120,10 +122,60 @@ def test_out_of_memory(notes_file, tmp_path, capsys, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(predict, "read_facts", lambda *_: {})
-    monkeypatch.setattr(predict, "predict_probabilities", fail)
+    monkeypatch.setattr(predict, "load_model", lambda *_: (fail, "a model"))
     asked = ["model", "--dataset", str(notes_file), "--output", str(tmp_path / "out.csv"), "--batch_size", "7"]
     assert predict.main(asked) == 1
     assert capsys.readouterr().err == "error: --batch_size 7: out of memory; give a smaller one.\n"
+    assert not [*tmp_path.glob("out.csv*")]
+
+
+@pytest.mark.parametrize("model", ["tfidf", "transformer"])
+def test_a_command_that_was_interrupted_goes_on(notes_file, tmp_path, capsys, caplog, monkeypatch, model):
+    caplog.set_level(logging.INFO)
+    options = ["--folds", "1", "--use_cpu", "--max_steps", "1", "--dataset", str(notes_file)]
+    assert train.main(["--model", model, *options, "--output_dir", str(tmp_path / "run")]) == 0
+    asked = [str(tmp_path / "run" / "model"), "--dataset", str(notes_file), "--output"]
+    assert predict.main([*asked, str(tmp_path / "whole.csv")]) == 0
+    monkeypatch.setattr(predict, "PART_NOTES", 20)
+    monkeypatch.setattr(predict, "SECONDS_A_LINE", 0)
+    load_model, seen = predict.load_model, []
+
+    def interrupted(*given):
+        predict_part, of_model = load_model(*given)
+
+        def watched(texts):
+            seen.append(len(texts))
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return predict_part(texts)
+
+        return watched, of_model
+
+    monkeypatch.setattr(predict, "load_model", interrupted)
+    capsys.readouterr()
+    assert predict.main([*asked, str(tmp_path / "out.csv")]) == 130
+    assert capsys.readouterr().err == "interrupted: given again, the same command goes on from here\n"
+    (folder,) = tmp_path.glob("out.csv.*.parts")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and not (tmp_path / "out.csv").exists()
+    assert "  40 of 90 notes, about 0.0 min left" in caplog.text
+    (folder / "20.npz").write_bytes(b"PK half a part")
+    assert predict.main([*asked, str(tmp_path / "out.csv")]) == 0
+    assert seen == [20, 20, 20, 20, 20, 20, 10]  # the first part was there
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out.csv"), pd.read_csv(tmp_path / "whole.csv"))
+    assert not [*tmp_path.glob("*.parts")]
+    pd.read_csv(notes_file).iloc[::-1].to_csv(notes_file, index=False)
+    (tmp_path / "out.csv").unlink()
+    seen.clear()
+    assert predict.main([*asked, str(tmp_path / "out.csv")]) == 130
+    (of_others,) = tmp_path.glob("out.csv.*.parts")  # other notes are other predictions
+    assert of_others != folder
+
+
+def test_two_commands_do_not_predict_the_same(tmp_path):
+    with predict.parts_folder(tmp_path / "out.csv", "key"):
+        with pytest.raises(predict.DataError, match="out.csv: another command is predicting the same; wait for it"):
+            with predict.parts_folder(tmp_path / "out.csv", "key"):
+                pass
 
 
 def test_predictions_of_another_command_are_kept(tmp_path):
