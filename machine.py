@@ -18,7 +18,9 @@ BFLOAT16_CUDA_CAPABILITY = (8, 0)
 # Parameters of glibc's mallopt (malloc.h): blocks from this size on come from the kernel one by one and go back when
 # they are freed; of the others so much stays with the process.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of all cores together, in so many
+# Of a container, microseconds of all cores together in so many: control groups of version 2 and of version 1.
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+CPU_LIMITS = [["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]]
 MOST_BEFORE_2_35 = 2**25  # of M_MMAP_THRESHOLD; older versions of glibc refuse more
 
 
@@ -87,9 +89,10 @@ def what_ran_out(error: Exception) -> str | None:
 def available_cores() -> int:
     """Cores that this process may use; fewer than the machine has where a scheduler or a container divides it."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # where nothing limits them there is no such file, or "max" in it
-        quota, period = map(int, CPU_LIMIT.read_text().split())
-        cores = min(cores, -(-quota // period))
+    for files in CPU_LIMITS:
+        with suppress(OSError, ValueError):  # where nothing limits them there is no such file, or "max" or -1 in it
+            quota, period = map(int, " ".join((CGROUP_ROOT / name).read_text() for name in files).split())
+            cores = min(cores, -(-quota // period)) if quota > 0 else cores
     return cores
 
 

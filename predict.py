@@ -42,7 +42,14 @@ from transformers.utils import logging as transformers_logging
 # These two register their models with the Auto classes: no remote code is run to load our own.
 import heads  # noqa: F401
 import scratch_model  # noqa: F401
-from backbones import Backbone, encoder_fingerprint, is_of_tokenizers, knows_words
+from backbones import (
+    Backbone,
+    BackboneError,
+    encoder_fingerprint,
+    is_of_tokenizers,
+    knows_words,
+    resolve_commit,
+)
 from baseline import TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import READERS, DataArguments, DataError, read_unlabeled
@@ -53,8 +60,6 @@ from results import MODEL_FACTS, RESULT_FILE, SCHEMA_VERSION
 logger = logging.getLogger("predict")
 
 DAMAGE = (OSError, ValueError, TypeError, KeyError, SafetensorError, BadZipFile)  # what reading a model ends in
-
-
 PART_NOTES = 500  # predicted at a time: batches of like length are found among so many
 SECONDS_A_LINE = 30
 
@@ -111,6 +116,10 @@ def load_model(model: str, revision: str | None, facts: dict, batch_size: int) -
     what tells this model from any other."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     try:
+        revision = resolve_commit(Backbone(model, revision))  # of a branch may be another model tomorrow
+    except BackboneError as error:
+        raise ModelError(str(error)) from error
+    try:
         if facts["kind"] == "baseline":
             classifier = TfidfClassifier.load(Path(model), facts["task"], facts["class_names"])
             network = None
@@ -119,8 +128,7 @@ def load_model(model: str, revision: str | None, facts: dict, batch_size: int) -
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
             if tokenizer.pad_token_id is None or not knows_words(tokenizer):
                 raise ValueError("half a tokenizer")
-        of_hub = None if network is None else getattr(network.config, "_commit_hash", None)
-        fingerprint = encoder_fingerprint(Backbone(model, of_hub))
+        fingerprint = encoder_fingerprint(Backbone(model, revision))
     except Exception as error:
         if not isinstance(error, DAMAGE) and not is_of_tokenizers(error):
             raise
@@ -141,50 +149,67 @@ def load_model(model: str, revision: str | None, facts: dict, batch_size: int) -
     return predict, fingerprint
 
 
-def predict_in_parts(predict: Callable, texts: list[str], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What `predict` says of all the texts, PART_NOTES at a time; parts that are in `folder` by now are not predicted
-    again, and the others are left there."""
+def predict_in_parts(
+    predict: Callable, texts: list[str], folder: Path, size: int = PART_NOTES
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `predict` says of all the texts, `size` at a time; parts that are in `folder` by now are not predicted again,
+    and the others are left there.
+
+    Raises:
+        DataError: they cannot be written.
+    """
+    # The longest first: if any are too large it is those, and what is left takes no longer than what was done. Texts of
+    # like length stand together, so that there is little padding in a part.
+    order = np.argsort([-len(text) for text in texts], kind="stable")
     parts, begun, told, predicted = [], time.perf_counter(), time.perf_counter(), 0
-    for start in range(0, len(texts), PART_NOTES):
-        path, of_part = folder / f"{start}.npz", texts[start : start + PART_NOTES]
-        with suppress(*DAMAGE):  # not there yet, or of a machine that lost its power
+    for start in range(0, len(texts), size):
+        rows, path = order[start : start + size], folder / f"{start}-{size}.npz"
+        with suppress(*DAMAGE, EOFError):  # not there yet, or of a machine that lost its power
             with np.load(path) as kept:
                 parts.append((kept["probabilities"], kept["too_long"]))
             continue
-        parts.append(predict(of_part))
+        parts.append(predict([texts[row] for row in rows]))
         partial = path.with_suffix(".partial.npz")
-        np.savez(partial, probabilities=parts[-1][0], too_long=parts[-1][1])
-        os.replace(partial, path)
-        predicted, now = predicted + len(of_part), time.perf_counter()
+        try:
+            np.savez(partial, probabilities=parts[-1][0], too_long=parts[-1][1])
+            os.replace(partial, path)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written ({error.strerror}); make room, and go on.") from error
+        predicted, now = predicted + len(rows), time.perf_counter()
         if now - told >= SECONDS_A_LINE:
-            told, left = now, (now - begun) / predicted * (len(texts) - start - len(of_part))
-            logger.info("  %d of %d notes, about %.1f min left", start + len(of_part), len(texts), left / 60)
-    return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+            told, left = now, (now - begun) / predicted * (len(texts) - start - len(rows))
+            logger.info("  %d of %d notes, at most %.1f min left", start + len(rows), len(texts), left / 60)
+    return tuple(np.concatenate(each)[np.argsort(order)] for each in zip(*parts, strict=True))
 
 
 @contextmanager
 def parts_folder(output: Path, key: str) -> Iterator[Path]:
     """The folder beside `output` where the parts of these predictions are kept, for its owner alone, until all of them
-    are there and written.
+    are there and written; if the work ends sooner, it says where they are.
 
     Raises:
-        DataError: it cannot be written, or another process is at work in it.
+        DataError: it cannot be made, or another process is at work in it.
     """
     folder = output.with_name(f"{output.name}.{key}.parts")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        with FileLock(folder / ".lock", blocking=False):
-            try:
-                yield folder
-            except BaseException:
-                if not any(folder.glob("*.npz")):  # nothing to go on from
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(blocking=False)
     except Timeout:
         raise DataError(f"--output {output}: another command is predicting the same; wait for it.") from None
     except OSError as error:
         raise DataError(f"--output {output}: cannot be written ({error.strerror}); choose another place.") from error
+    try:
+        yield folder
+    except BaseException:
+        if any(folder.glob("*.npz")):
+            print(f"what is predicted is kept in {folder}: the same command goes on from there", file=sys.stderr)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @torch.inference_mode()
@@ -198,7 +223,7 @@ def classify(
     """Logits (notes, classes), in the order of `texts`, and for each note whether it is over `max_length` tokens."""
     network.eval()
     encoded, too_long = tokenize_notes(texts, None, tokenizer, arguments)
-    # Batches of similar length waste little on padding; the longest come first, since if any is too large it is those.
+    # Batches of similar length waste little on padding; the longest come first: if any is too large it is those.
     by_length = np.argsort(encoded["length"], kind="stable")[::-1]
     loader = DataLoader(encoded.select(by_length), batch_size, collate_fn=WindowCollator(tokenizer))
     batches = ({name: tensor.to(network.device) for name, tensor in batch.items()} for batch in loader)
@@ -282,7 +307,8 @@ def main(argv: list[str] | None = None) -> int:
             predict, of_model = load_model(arguments.model, arguments.model_revision, facts, arguments.batch_size)
             key = hashlib.sha256(json.dumps([of_model, notes.fingerprint()]).encode()).hexdigest()[:16]
             with parts_folder(output, key) as folder:
-                probabilities, too_long = predict_in_parts(predict, notes.texts, folder)
+                size = max(PART_NOTES, arguments.batch_size)
+                probabilities, too_long = predict_in_parts(predict, notes.texts, folder, size)
                 columns = {"id": notes.ids, "predicted": label_notes(probabilities, facts)}
                 for name, column in zip(facts["class_names"], probabilities.T, strict=True):
                     columns[f"probability_{name}"] = column
@@ -295,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: given again, the same command goes on from here", file=sys.stderr)
+        print(f"interrupted: {output} was not written", file=sys.stderr)
         return 130
     except Exception as error:  # its message may quote a note: only the frames and the type are shown, as in train.py
         print("".join(traceback.format_tb(error.__traceback__)), file=sys.stderr)

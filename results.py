@@ -51,6 +51,8 @@ def write_result(folder: Path, result: dict, predictions: pd.DataFrame):
     """Predictions on the test part first, the result file last."""
     folder.mkdir(parents=True, exist_ok=True)
     predictions.to_parquet(folder / PREDICTIONS_FILE, index=False)
+    with open(folder / PREDICTIONS_FILE, "rb") as file:
+        os.fsync(file.fileno())  # on the disk before what says that they are there
     write_json(folder / RESULT_FILE, {"schema_version": SCHEMA_VERSION, "status": "finished", **result})
 
 

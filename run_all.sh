@@ -26,21 +26,27 @@
 # when the command is given again (without --overwrite, which begins each run anew).
 set -euo pipefail
 invoked_from=${PWD}
-cd "$(dirname "${BASH_SOURCE[0]}")"
+script=$(realpath -- "${BASH_SOURCE[0]}")
 
 die() { echo "error: $*" >&2; exit 2; }
 
+cd "$(dirname "${script}")"
+if [[ ! -f train.py ]]; then cd "${invoked_from}"; fi  # sbatch runs a copy of the script, which lies elsewhere
+[[ -f train.py ]] || die "train.py is neither beside ${script} nor in ${invoked_from}: give the command from its folder"
+
 # what exists where the command was given is a path from there; the built-in notes go before a folder of their name
 as_seen_from_there() {
-  if [[ $1 != synthetic && $1 != synthetic:* && -e ${invoked_from}/$1 ]]; then echo "${invoked_from}/$1"; else echo "$1"; fi
+  if [[ $1 != /* && $1 != synthetic && $1 != synthetic:* && -e ${invoked_from}/$1 ]]; then echo "${invoked_from}/$1"; else echo "$1"; fi
 }
 
 cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc)  # these are set below, for each run
-# a container sees the cores and the memory of its host, and may use less
+# a container sees the cores and the memory of its host, and may use less (control groups, version 2 and 1)
 limits=${CGROUP_ROOT:-/sys/fs/cgroup}
-if read -r quota period < "${limits}/cpu.max" && [[ ${quota} != max ]]; then
+if { read -r quota period < "${limits}/cpu.max" ||
+  { read -r quota < "${limits}/cpu/cpu.cfs_quota_us" && read -r period < "${limits}/cpu/cpu.cfs_period_us"; }; } 2> /dev/null &&
+  [[ ${quota} =~ ^[0-9]+$ ]]; then
   share=$(((quota + period - 1) / period)) && cores=$((share < cores ? share : cores))
-fi 2> /dev/null
+fi
 dataset=synthetic folds=5 jobs=auto output=runs report=report demo=false dry_run=false
 no_encoder="tfidf tfidf-nb transformer moe-transformer transformer-pretrained moe-transformer-pretrained"
 models=${no_encoder// /,},camembert-bio,alibert,drbert
@@ -63,7 +69,7 @@ while (($#)); do
   case "$1" in
     --demo) shift; continue ;;
     --dry_run) dry_run=true; shift; continue ;;
-    -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+    -h | --help) sed -n '2,/^set /{/^set /d; s/^# \{0,1\}//; p}' "${script}"; exit 0 ;;
     --dataset | --models | --heads | --tuning | --folds | --jobs | --output | --report) ;;
     --train_sizes | --price_per_hour | --average | --cache_dir) ;;
     --unlabeled)
@@ -79,7 +85,7 @@ while (($#)); do
     --model | --head | --output_dir) die "$1 is for train.py; the grid has --models, --heads and --output" ;;
     *) extra+=("$1"); shift; continue ;;
   esac
-  (($# > 1)) || die "$1 needs a value"
+  (($# > 1)) && [[ -n $2 ]] || die "$1 needs a value"
   case "$1" in
     --dataset) dataset=$2 ;; --models) models=$2 ;; --heads) heads=$2 ;; --tuning) tunings=$2 ;;
     --folds) folds=$2 ;; --jobs) jobs=$2 ;; --output) output=$2 ;; --report) report=$2 ;;
@@ -96,7 +102,6 @@ while (($#)); do
   shift 2
 done
 if ((${#unlabeled[@]})); then extra+=(--unlabeled "${unlabeled[@]}"); fi
-[[ ${dataset} ]] || die "--dataset needs a value"
 IFS=, read -ra names <<< "${models}"
 chosen=()
 for name in "${names[@]}"; do  # "a, b" is a,b; a folder may have blanks in its name
@@ -131,7 +136,7 @@ if [[ ${invoked_from} != "${PWD}" ]]; then
     name=${names[number]}
     # the demo's encoders are its own; else a folder goes before the encoder of its name on the Hub
     if ${demo}; then taken=${known_models}; else taken=${no_encoder// /,}; fi
-    if [[ ",${taken}," != *",${name},"* && -d ${invoked_from}/${name} ]]; then
+    if [[ ${name} != /* && ",${taken}," != *",${name},"* && -d ${invoked_from}/${name} ]]; then
       names[number]=${invoked_from}/${name}
     fi
   done
@@ -175,10 +180,17 @@ repeated=$(printf '%s\n' "${plan[@]}" | cut -f 1 | sort | uniq -d | head -n 1)
 # Several runs of one thread each get more done than one run of several threads: batches are small. A run of a base-size
 # encoder that is trained wants 4 GB, all others less.
 memory=$(awk '/^MemAvailable/ {print int($2 / 1e6)}' /proc/meminfo)
-if read -r most < "${limits}/memory.max" && [[ ${most} != max ]]; then
-  used=$(sed -n 's/^anon //p' "${limits}/memory.stat" || true)  # what processes hold: cached files make way
-  most=$(((most - ${used:-0}) / 1000000000)) && memory=$((most < memory ? most : memory))
-fi 2> /dev/null
+limit_memory() {  # folder of a control group, its file with the limit, the name of what processes hold there
+  local most used
+  if read -r most < "$1/$2" && [[ ${most} != max ]]; then
+    used=$(sed -n "s/^$3 //p" "$1/memory.stat" || true)  # cached files make way
+    most=$(((most - ${used:-0}) / 1000000000)) && memory=$((most < memory ? most : memory))
+  fi 2> /dev/null
+}
+limit_memory "${limits}/memory" memory.limit_in_bytes total_rss
+group=$(sed -n 's/^0:://p' /proc/self/cgroup 2> /dev/null || true)  # of a job of Slurm one below the root
+group=${limits}${group%/}
+while limit_memory "${group}" memory.max anon && [[ ${group} != "${limits}" ]]; do group=${group%/*}; done
 if [[ ${jobs} == auto ]]; then
   jobs=$((memory / 4 < cores ? memory / 4 : cores))
   # A large GPU waits for Python: five runs at a time on an H200 got 3.4 times as much done as one. Each may want 8 GB
@@ -219,9 +231,9 @@ echo "${#plan[@]} runs on ${dataset} (folds: ${folds}, unless the notes have spl
   "(threads each: ${OMP_NUM_THREADS} of ${cores}, ${memory} GB free), into ${output}/"
 if ${dry_run}; then
   if ${demo}; then printf '%s\n' "${plan[@]}"; exit 0; fi  # its encoders are not made yet: nothing to probe
-  printf '%s\n' "${plan[@]}" | CUDA_VISIBLE_DEVICES=${one_gpu} python estimate.py --jobs "${jobs}" \
-    --estimate "${output}/estimate.json" --dataset "${dataset}" --folds "${folds}" "${extra[@]}"
-  exit
+  # in the place of this shell, so that a signal reaches it
+  CUDA_VISIBLE_DEVICES=${one_gpu} exec python estimate.py --jobs "${jobs}" --estimate "${output}/estimate.json" \
+    --dataset "${dataset}" --folds "${folds}" "${extra[@]}" < <(printf '%s\n' "${plan[@]}")
 fi
 for folder in "${output}" "${report}"; do  # known before the work is done
   mkdir -p "${folder}" 2> /dev/null && [[ -w ${folder} ]] || die "${folder}: cannot be made or written; choose another"
@@ -296,10 +308,11 @@ run() {
     local why
     why=$(tail -c "+$((earlier + 1))" "${log}" | grep -a '^error: ' | tail -n 1 || true)
     echo "[${number}/${#plan[@]}] ${id}: FAILED: ${why:-see ${log}}"
-    echo "${id}: ${why:-see ${log}}" >> "${output}/logs/failures.txt"
+    echo "${id}: ${why:-see ${log}}" >> "${failures}"
   fi
 }
-rm -f "${output}/logs/failures.txt"
+failures=${output}/logs/failures-$$.txt  # of this start: another grid may run in the folder
+trap 'rm -f "${failures}"' EXIT
 is_finished() {  # by its results, whether a run needs nothing more
   local results expected
   mapfile -t results < <(find "${output}/$1" -name result.json 2> /dev/null)
@@ -319,7 +332,7 @@ compute_features() {  # of every frozen encoder with a run to do, one after the 
   done
 }
 stop_if_misspelt() {  # an argument that train.py does not know is wrong in every run
-  local why failures=${output}/logs/failures.txt
+  local why
   why=$(sed -n 's/^[^:]*: error: \(.*--help lists all.*\)$/\1/p' "${failures}" 2> /dev/null | head -n 1 || true)
   [[ -z ${why} ]] || { wait; die "${why}"; }
 }
@@ -346,10 +359,10 @@ status=0 table=none
 python evaluate.py "${output}" --output "${report}" ${of_report[@]+"${of_report[@]}"} &
 wait $! || status=1
 if [[ ${report}/results.md -nt ${output}/plan.tsv ]]; then table=${report}/results.md; fi
-if [[ -s ${output}/logs/failures.txt ]]; then
+if [[ -s ${failures} ]]; then
   echo "failed:"
-  sed 's/^/  /' "${output}/logs/failures.txt"
-  if grep -q -e '--output_dir, or --overwrite' "${output}/logs/failures.txt"; then
+  sed 's/^/  /' "${failures}"
+  if grep -q -e '--output_dir, or --overwrite' "${failures}"; then
     echo "of these the table shows at most what was there before; for the grid it is another --output, or --overwrite," \
       "which trains all of it again"
   fi

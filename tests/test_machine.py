@@ -60,13 +60,22 @@ def test_the_line_says_what_computes_and_in_which_precision(machine):
 
 
 @pytest.mark.parametrize(
-    ("limit", "cores"), [(None, 8), ("max 100000\n", 8), ("350000 100000\n", 4), ("9900000 100000\n", 8)]
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "350000 100000\n"}, 4),
+        ({"cpu.max": "9900000 100000\n"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+    ],
 )
-def test_a_container_may_use_fewer_cores_than_it_sees(monkeypatch, tmp_path, limit, cores):
-    monkeypatch.setattr("machine.CPU_LIMIT", tmp_path / "cpu.max")
+def test_a_container_may_use_fewer_cores_than_it_sees(monkeypatch, tmp_path, files, cores):
+    monkeypatch.setattr("machine.CGROUP_ROOT", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
-    if limit is not None:
-        (tmp_path / "cpu.max").write_text(limit)
+    (tmp_path / "cpu").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
     assert available_cores() == cores
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import stat
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from conftest import invent_notes
 
 import predict
 import train
+from tokenization import train_tokenizer
 
 SMALL = ["--folds", "1", "--max_length", "32", "--vocab_size", "400", "--num_train_epochs", "1", "--use_cpu"]
 
@@ -134,41 +136,67 @@ def test_a_command_that_was_interrupted_goes_on(notes_file, tmp_path, capsys, ca
     caplog.set_level(logging.INFO)
     options = ["--folds", "1", "--use_cpu", "--max_steps", "1", "--dataset", str(notes_file)]
     assert train.main(["--model", model, *options, "--output_dir", str(tmp_path / "run")]) == 0
-    asked = [str(tmp_path / "run" / "model"), "--dataset", str(notes_file), "--output"]
+    asked = [str(tmp_path / "run" / "model"), "--batch_size", "8", "--dataset", str(notes_file), "--output"]
     assert predict.main([*asked, str(tmp_path / "whole.csv")]) == 0
     monkeypatch.setattr(predict, "PART_NOTES", 20)
     monkeypatch.setattr(predict, "SECONDS_A_LINE", 0)
-    load_model, seen = predict.load_model, []
+    load_model, sizes, most = predict.load_model, [], 2
 
-    def interrupted(*given):
+    def load_watched(*given):
         predict_part, of_model = load_model(*given)
 
         def watched(texts):
-            seen.append(len(texts))
-            if len(seen) == 3:
+            sizes.append(len(texts))
+            if len(sizes) > most:
                 raise KeyboardInterrupt
             return predict_part(texts)
 
         return watched, of_model
 
-    monkeypatch.setattr(predict, "load_model", interrupted)
+    monkeypatch.setattr(predict, "load_model", load_watched)
     capsys.readouterr()
     assert predict.main([*asked, str(tmp_path / "out.csv")]) == 130
-    assert capsys.readouterr().err == "interrupted: given again, the same command goes on from here\n"
     (folder,) = tmp_path.glob("out.csv.*.parts")
+    told = f"what is predicted is kept in {folder}: the same command goes on from there"
+    assert capsys.readouterr().err == f"{told}\ninterrupted: {tmp_path / 'out.csv'} was not written\n"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and not (tmp_path / "out.csv").exists()
-    assert "  40 of 90 notes, about 0.0 min left" in caplog.text
-    (folder / "20.npz").write_bytes(b"PK half a part")
+    assert re.search(r"  40 of 90 notes, at most \d+\.\d min left", caplog.text)
+    second, most = folder / "20-20.npz", 0
+    for damaged in (b"", b"PK\x03\x04 half", b"half a part", second.read_bytes()[:-50]):  # as where power was lost
+        sizes.clear()
+        second.write_bytes(damaged)
+        assert predict.main([*asked, str(tmp_path / "out.csv")]) == 130 and sizes == [20]
+    most = 90
+    sizes.clear()
     assert predict.main([*asked, str(tmp_path / "out.csv")]) == 0
-    assert seen == [20, 20, 20, 20, 20, 20, 10]  # the first part was there
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out.csv"), pd.read_csv(tmp_path / "whole.csv"))
+    assert sizes == [20, 20, 20, 10]  # the first part was there
+    done, whole = (pd.read_csv(tmp_path / name) for name in ("out.csv", "whole.csv"))
+    pd.testing.assert_frame_equal(done, whole, rtol=1e-5)
     assert not [*tmp_path.glob("*.parts")]
     pd.read_csv(notes_file).iloc[::-1].to_csv(notes_file, index=False)
     (tmp_path / "out.csv").unlink()
-    seen.clear()
+    most = 1
+    sizes.clear()
     assert predict.main([*asked, str(tmp_path / "out.csv")]) == 130
     (of_others,) = tmp_path.glob("out.csv.*.parts")  # other notes are other predictions
     assert of_others != folder
+
+
+def test_two_commits_of_the_hub_are_two_models(monkeypatch, tmp_path):
+    class Network:
+        def to(self, device):
+            return self
+
+    tokenizer = train_tokenizer(invent_notes(40)["text"].tolist(), family="bpe", vocab_size=300, max_length=64)
+    loaded = []
+    for kind, found in ((predict.AutoModelForSequenceClassification, Network()), (predict.AutoTokenizer, tokenizer)):
+        monkeypatch.setattr(
+            kind, "from_pretrained", lambda model, revision, found=found: loaded.append(revision) or found
+        )
+    monkeypatch.setattr(predict, "resolve_commit", lambda backbone: f"commit of {backbone.revision}")
+    facts = {"kind": "scratch", "max_length": 64, "long_notes": "truncate", "window_stride": None}
+    of_models = {predict.load_model("owner/model", revision, facts, 8)[1] for revision in (None, "v1", "v2", "v2")}
+    assert len(of_models) == 3 and set(loaded) == {"commit of None", "commit of v1", "commit of v2"}
 
 
 def test_two_commands_do_not_predict_the_same(tmp_path):

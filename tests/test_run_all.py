@@ -19,6 +19,7 @@ from models import PRETRAINED_HERE, SCRATCH_MODELS
 from results import write_json
 
 ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "run_all.sh"
 
 
 def run_all(*arguments, cwd=ROOT, commands=(), **variables):
@@ -26,7 +27,7 @@ def run_all(*arguments, cwd=ROOT, commands=(), **variables):
     path = os.pathsep.join(map(str, [*commands, Path(sys.executable).parent, os.environ["PATH"]]))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PATH": path, "CGROUP_ROOT": "/nowhere", **variables}
     return subprocess.run(
-        ["bash", ROOT / "run_all.sh", *map(str, arguments)],
+        ["bash", SCRIPT, *map(str, arguments)],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -135,6 +136,57 @@ def test_the_limits_of_a_container_are_kept(tmp_path):
             (tmp_path / name).write_text(f"{limit}\n")
         plan = run_all("--demo", "--dry-run", commands=[tmp_path / "bin"], CGROUP_ROOT=str(tmp_path))
         assert plan.returncode == 0 and expected in plan.stdout
+    older = tmp_path / "version-1"
+    for name, limit in (
+        ("cpu/cpu.cfs_quota_us", "350000"),
+        ("cpu/cpu.cfs_period_us", "100000"),
+        ("memory/memory.limit_in_bytes", "9000000000"),
+        ("memory/memory.stat", "cache 5\ntotal_rss 1000000000"),
+    ):
+        (older / name).parent.mkdir(parents=True, exist_ok=True)
+        (older / name).write_text(f"{limit}\n")
+    plan = run_all("--demo", "--dry-run", commands=[tmp_path / "bin"], CGROUP_ROOT=str(older))
+    assert "2 at a time (threads each: 2 of 4, 8 GB free)" in plan.stdout
+
+
+def test_an_absolute_path_is_what_it_says(tmp_path):
+    """Though there is one like it below the folder where the command is given."""
+    (tmp_path / "there").mkdir()
+    notes = tmp_path / "there" / "notes.csv"
+    twin = tmp_path / str(notes).lstrip("/")
+    twin.parent.mkdir(parents=True)
+    for path in (notes, twin):
+        path.touch()
+    commands = stand_in(tmp_path / "bin", "accelerate", 'echo "$@"')
+    run_all(
+        "--dataset", notes, "--models", "tfidf", "--output", "out", "--report", "r", cwd=tmp_path, commands=[commands]
+    )
+    assert f"--dataset {notes} " in (tmp_path / "out" / "logs" / "tfidf.log").read_text()
+
+
+def test_the_script_may_be_a_link_or_be_called_by_a_relative_path(tmp_path):
+    link = tmp_path / "compare"
+    link.symlink_to(SCRIPT)
+    for script, folder in ((link, tmp_path), (SCRIPT.relative_to(ROOT.parent), ROOT.parent)):
+        shown = subprocess.run(["bash", script, "--help"], cwd=folder, capture_output=True, text=True)
+        assert shown.returncode == 0 and shown.stdout.startswith("The whole comparison, one command")
+    copy = tmp_path / "slurm_script"  # as sbatch runs it
+    copy.write_bytes(SCRIPT.read_bytes())
+    for folder, status in ((ROOT, 0), (tmp_path, 2)):
+        plan = subprocess.run(["bash", copy, "--demo", "--dry-run"], cwd=folder, capture_output=True, text=True)
+        assert plan.returncode == status and ("train.py is neither beside" in plan.stderr) == (status == 2)
+
+
+def test_failures_are_of_one_start(tmp_path):
+    """Another grid in the same folder has its own."""
+    options = ["--dataset", "someone/notes", "--models", "tfidf", "--output", "out", "--report", "r"]
+    (tmp_path / "out" / "logs").mkdir(parents=True)
+    other = tmp_path / "out" / "logs" / "failures-1.txt"
+    other.write_text("drbert: error\n")
+    commands = stand_in(tmp_path / "bin", "accelerate", "echo 'error: of this one'; exit 1")
+    done = run_all(*options, cwd=tmp_path, commands=[commands])
+    assert done.returncode == 1 and done.stdout.count("tfidf: error: of this one") == 1 and "drbert" not in done.stdout
+    assert [*other.parent.glob("failures*")] == [other]
 
 
 def test_one_gpu_of_several(tmp_path):
