@@ -149,17 +149,15 @@ def load_model(model: str, revision: str | None, facts: dict, batch_size: int) -
     return predict, fingerprint
 
 
-def predict_in_parts(
-    predict: Callable, texts: list[str], folder: Path, size: int = PART_NOTES
-) -> tuple[np.ndarray, np.ndarray]:
-    """What `predict` says of all the texts, `size` at a time; parts that are in `folder` by now are not predicted again,
-    and the others are left there.
+def predict_in_parts(predict: Callable, texts: list[str], folder: Path, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `predict` says of all the texts, `size` at a time; parts that are in `folder` by now are not predicted
+    again, and the others are left there.
 
     Raises:
         DataError: they cannot be written.
     """
-    # The longest first: if any are too large it is those, and what is left takes no longer than what was done. Texts of
-    # like length stand together, so that there is little padding in a part.
+    # The longest first: if any are too large it is those, and what is left takes no longer than what was done. Texts
+    # of like length stand together, so that there is little padding in a part.
     order = np.argsort([-len(text) for text in texts], kind="stable")
     parts, begun, told, predicted = [], time.perf_counter(), time.perf_counter(), 0
     for start in range(0, len(texts), size):
