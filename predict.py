@@ -42,14 +42,7 @@ from transformers.utils import logging as transformers_logging
 # These two register their models with the Auto classes: no remote code is run to load our own.
 import heads  # noqa: F401
 import scratch_model  # noqa: F401
-from backbones import (
-    Backbone,
-    BackboneError,
-    encoder_fingerprint,
-    is_of_tokenizers,
-    knows_words,
-    resolve_commit,
-)
+from backbones import Backbone, encoder_fingerprint, is_of_tokenizers, knows_words
 from baseline import TfidfClassifier
 from batches import WindowCollator, tokenize_notes
 from data import READERS, DataArguments, DataError, read_unlabeled
@@ -68,8 +61,9 @@ class ModelError(ValueError):
     """Not a model of ours, or not for what was asked; the message is one line for the user."""
 
 
-def read_facts(model: str, revision: str | None = None) -> dict:
-    """Task, classes, threshold and input length, as train.py stored them beside the model."""
+def read_facts(model: str, revision: str | None = None) -> tuple[dict, str | None]:
+    """Task, classes, threshold and input length, as train.py stored them beside the model; and of a model on the Hub
+    the commit that they are of, since the branch may have another tomorrow."""
     folder = Path(model)
     if revision is not None and folder.is_dir():
         raise ModelError(f"--model_revision {revision}: {model} is a folder, which has none; leave it out.")
@@ -100,7 +94,7 @@ def read_facts(model: str, revision: str | None = None) -> dict:
             f"{model}: of schema version {facts.get('schema_version')}, and this code reads {SCHEMA_VERSION}; use the "
             "code that it was trained with, or train it again."
         )
-    return facts
+    return facts, None if folder.is_dir() else Path(path).parent.name  # snapshots/COMMIT/FILE of the Hub's cache
 
 
 def check_threshold(threshold: float, task: str) -> float:
@@ -115,10 +109,6 @@ def load_model(model: str, revision: str | None, facts: dict, batch_size: int) -
     """What makes of texts their probabilities (notes, classes), and whether each was over `max_length` tokens; and
     what tells this model from any other."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        revision = resolve_commit(Backbone(model, revision))  # of a branch may be another model tomorrow
-    except BackboneError as error:
-        raise ModelError(str(error)) from error
     try:
         if facts["kind"] == "baseline":
             classifier = TfidfClassifier.load(Path(model), facts["task"], facts["class_names"])
@@ -200,14 +190,15 @@ def parts_folder(output: Path, key: str) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        if any(folder.glob("*.npz")):
-            print(f"what is predicted is kept in {folder}: the same command goes on from there", file=sys.stderr)
+        if any(folder.glob("*[0-9].npz")):  # parts that are whole
+            print(f"what is predicted is kept in {folder}, for the same command to go on from", file=sys.stderr)
         else:
             shutil.rmtree(folder, ignore_errors=True)
         raise
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @torch.inference_mode()
@@ -253,7 +244,7 @@ def write_csv(table: pd.DataFrame, output: Path):
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise DataError(f"--output {output}: cannot be written ({error.strerror}); choose another place.") from error
+        raise DataError(f"--output {output}: cannot be written ({error.strerror}); make room, and go on.") from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -291,7 +282,7 @@ def main(argv: list[str] | None = None) -> int:
             raise DataError(f"--output {output}: no such folder.")
         if not os.access(folder, os.W_OK):  # known before the work is done
             raise DataError(f"--output {output}: the folder cannot be written; choose another.")
-        facts = read_facts(arguments.model, arguments.model_revision)
+        facts, commit = read_facts(arguments.model, arguments.model_revision)
         if arguments.threshold is not None:
             facts["thresholds"] = [check_threshold(arguments.threshold, facts["task"])]
         asked = DataArguments(
@@ -302,7 +293,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         notes = read_unlabeled(asked)
         try:
-            predict, of_model = load_model(arguments.model, arguments.model_revision, facts, arguments.batch_size)
+            predict, of_model = load_model(arguments.model, commit, facts, arguments.batch_size)
             key = hashlib.sha256(json.dumps([of_model, notes.fingerprint()]).encode()).hexdigest()[:16]
             with parts_folder(output, key) as folder:
                 size = max(PART_NOTES, arguments.batch_size)

@@ -187,10 +187,14 @@ limit_memory() {  # folder of a control group, its file with the limit, the name
     most=$(((most - ${used:-0}) / 1000000000)) && memory=$((most < memory ? most : memory))
   fi 2> /dev/null
 }
-limit_memory "${limits}/memory" memory.limit_in_bytes total_rss
-group=$(sed -n 's/^0:://p' /proc/self/cgroup 2> /dev/null || true)  # of a job of Slurm one below the root
-group=${limits}${group%/}
-while limit_memory "${group}" memory.max anon && [[ ${group} != "${limits}" ]]; do group=${group%/*}; done
+limit_memory_of_groups() {  # their root, how a line on ours begins, then as above
+  local group
+  group=$(sed -n "s/^$2:://p; s/^[0-9]*:$2://p" "${CGROUP_OF:-/proc/self/cgroup}" 2> /dev/null | head -n 1 || true)
+  group=$1${group%/}  # of a job of Slurm far below the root
+  while limit_memory "${group}" "${@:3}" && [[ ${group} != "$1" ]]; do group=${group%/*}; done
+}
+limit_memory_of_groups "${limits}" 0 memory.max anon
+limit_memory_of_groups "${limits}/memory" memory memory.limit_in_bytes total_rss
 if [[ ${jobs} == auto ]]; then
   jobs=$((memory / 4 < cores ? memory / 4 : cores))
   # A large GPU waits for Python: five runs at a time on an H200 got 3.4 times as much done as one. Each may want 8 GB
@@ -311,7 +315,7 @@ run() {
     echo "${id}: ${why:-see ${log}}" >> "${failures}"
   fi
 }
-failures=${output}/logs/failures-$$.txt  # of this start: another grid may run in the folder
+failures=$(mktemp "${output}/logs/failures-XXXXXX")  # of this start: another grid may run in the folder
 trap 'rm -f "${failures}"' EXIT
 is_finished() {  # by its results, whether a run needs nothing more
   local results expected

@@ -40,7 +40,7 @@ def test_predictions_are_those_of_training(notes_file, tmp_path, model):
     unchanged = [note for note in stored.index if int(note[1:]) % 4]
     expected = np.stack(stored[unchanged])[:, 1]
     np.testing.assert_allclose(first.set_index("id").loc[unchanged, "probability_failure"], expected, atol=1e-5)
-    facts = predict.read_facts(str(tmp_path / "run" / "model"))
+    facts, _ = predict.read_facts(str(tmp_path / "run" / "model"))
     positive = first["probability_failure"] >= facts["thresholds"][0]
     assert (np.where(positive, "failure", "other") == first["predicted"]).all()
 
@@ -123,7 +123,7 @@ def test_out_of_memory(notes_file, tmp_path, capsys, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(predict, "read_facts", lambda *_: {})
+    monkeypatch.setattr(predict, "read_facts", lambda *_: ({}, None))
     monkeypatch.setattr(predict, "load_model", lambda *_: (fail, "a model"))
     asked = ["model", "--dataset", str(notes_file), "--output", str(tmp_path / "out.csv"), "--batch_size", "7"]
     assert predict.main(asked) == 1
@@ -157,7 +157,7 @@ def test_a_command_that_was_interrupted_goes_on(notes_file, tmp_path, capsys, ca
     capsys.readouterr()
     assert predict.main([*asked, str(tmp_path / "out.csv")]) == 130
     (folder,) = tmp_path.glob("out.csv.*.parts")
-    told = f"what is predicted is kept in {folder}: the same command goes on from there"
+    told = f"what is predicted is kept in {folder}, for the same command to go on from"
     assert capsys.readouterr().err == f"{told}\ninterrupted: {tmp_path / 'out.csv'} was not written\n"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and not (tmp_path / "out.csv").exists()
     assert re.search(r"  40 of 90 notes, at most \d+\.\d min left", caplog.text)
@@ -187,16 +187,25 @@ def test_two_commits_of_the_hub_are_two_models(monkeypatch, tmp_path):
         def to(self, device):
             return self
 
+    def cached(model, name, revision):
+        folder = tmp_path / "snapshots" / f"commit-of-{revision}"
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"schema_version": 9, "kind": "scratch", "max_length": 64, "long_notes": "truncate"}
+        (folder / name).write_text(json.dumps(content | {"window_stride": None}))
+        return str(folder / name)
+
     tokenizer = train_tokenizer(invent_notes(40)["text"].tolist(), family="bpe", vocab_size=300, max_length=64)
     loaded = []
     for kind, found in ((predict.AutoModelForSequenceClassification, Network()), (predict.AutoTokenizer, tokenizer)):
         monkeypatch.setattr(
             kind, "from_pretrained", lambda model, revision, found=found: loaded.append(revision) or found
         )
-    monkeypatch.setattr(predict, "resolve_commit", lambda backbone: f"commit of {backbone.revision}")
-    facts = {"kind": "scratch", "max_length": 64, "long_notes": "truncate", "window_stride": None}
-    of_models = {predict.load_model("owner/model", revision, facts, 8)[1] for revision in (None, "v1", "v2", "v2")}
-    assert len(of_models) == 3 and set(loaded) == {"commit of None", "commit of v1", "commit of v2"}
+    monkeypatch.setattr(predict, "hf_hub_download", cached)
+    of_models = set()
+    for revision in (None, "v1", "v2", "v2"):
+        facts, commit = predict.read_facts("owner/model", revision)
+        of_models.add(predict.load_model("owner/model", commit, facts, 8)[1])
+    assert len(of_models) == 3 and set(loaded) == {"commit-of-None", "commit-of-v1", "commit-of-v2"}
 
 
 def test_two_commands_do_not_predict_the_same(tmp_path):
@@ -241,7 +250,9 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(pd.DataFrame, "to_csv", full_disk)
-        with pytest.raises(predict.DataError, match=r"out.csv: cannot be written \(No space left on device\); choose"):
+        with pytest.raises(
+            predict.DataError, match=r"out.csv: cannot be written \(No space left on device\); make room"
+        ):
             predict.write_csv(pd.DataFrame({"id": [1]}), tmp_path / "out.csv")
     assert not [*tmp_path.iterdir()]
     predict.write_csv(pd.DataFrame({"id": [1]}), tmp_path / "out.csv")

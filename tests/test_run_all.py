@@ -149,6 +149,25 @@ def test_the_limits_of_a_container_are_kept(tmp_path):
     assert "2 at a time (threads each: 2 of 4, 8 GB free)" in plan.stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "file"),
+    [
+        ("0::/system.slice/job_1/step_0", "system.slice/job_1", "memory.max"),
+        ("9:memory:/slurm/uid_0/job_1/step_0", "memory/slurm/uid_0/job_1", "memory.limit_in_bytes"),
+    ],
+)
+def test_the_memory_of_a_job_is_kept(tmp_path, line, folder, file):
+    """Slurm limits a group somewhere between the root's, which has no limit, and that of the process."""
+    for name, does in (("nproc", "echo 16"), ("awk", "echo 64"), ("nvidia-smi", "exit 1")):
+        stand_in(tmp_path / "bin", name, does)
+    (tmp_path / "groups" / folder / "step_0").mkdir(parents=True)
+    (tmp_path / "groups" / folder / file).write_text("9000000000\n")
+    (tmp_path / "own").write_text(f"{line}\n")
+    groups = {"CGROUP_ROOT": str(tmp_path / "groups"), "CGROUP_OF": str(tmp_path / "own")}
+    plan = run_all("--demo", "--dry-run", commands=[tmp_path / "bin"], **groups)
+    assert plan.returncode == 0 and "2 at a time (threads each: 8 of 16, 9 GB free)" in plan.stdout
+
+
 def test_an_absolute_path_is_what_it_says(tmp_path):
     """Though there is one like it below the folder where the command is given."""
     (tmp_path / "there").mkdir()
